@@ -1,0 +1,1 @@
+"""Local features, matching and retrieval: pure functions on arrays."""

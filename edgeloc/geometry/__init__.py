@@ -1,0 +1,1 @@
+"""Rigid motions, cameras, pose solvers: pure functions on arrays."""

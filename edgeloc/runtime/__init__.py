@@ -1,0 +1,1 @@
+"""From camera frames to published poses: all state lives here."""

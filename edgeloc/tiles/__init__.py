@@ -1,0 +1,1 @@
+"""The map format (FORMAT.md), and nothing else."""

@@ -1,0 +1,1 @@
+"""The offline half: recordings, maps, training, evaluation."""

@@ -1,0 +1,1 @@
+"""Readers that turn recordings on disk into one in-memory form."""

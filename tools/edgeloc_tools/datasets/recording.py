@@ -1,0 +1,195 @@
+"""The one in-memory form of a recording that every reader makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from edgeloc.errors import DatasetError
+from edgeloc.types import ByteArray, CameraModel, FloatArray, Rigid3
+
+
+class ImageSource(Protocol):
+    """Where the pixels of an image come from."""
+
+    def read(self) -> ByteArray:
+        """Return the image, (H, W, 3) uint8 BGR; `DatasetError` when unreadable."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image file.
+
+    Parameters
+    ----------
+    path : Path
+        PNG, JPEG or whatever OpenCV reads.
+    """
+
+    path: Path
+
+    def read(self) -> ByteArray:
+        """Decode the file."""
+        image = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
+        if image is None:
+            state = "is not a readable image" if self.path.is_file() else "is missing"
+            raise DatasetError(f"{self.path}: {state}")
+        return np.asarray(image, dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthMap:
+    """A depth image and the camera that took it.
+
+    Parameters
+    ----------
+    path : Path
+        16-bit PNG, 0 where unknown.
+    metres_per_unit : float
+        Scale.
+    camera : CameraModel
+        Intrinsics of the depth image (the colour camera's when registered to it).
+    cam_from_depth : Rigid3
+        Pose of the depth camera in the colour camera; identity when registered.
+    """
+
+    path: Path
+    metres_per_unit: float
+    camera: CameraModel
+    cam_from_depth: Rigid3 = field(default_factory=Rigid3.identity)
+
+    def read(self) -> FloatArray:
+        """Return depth along z of the depth camera, (H, W) float64, m, 0 = unknown."""
+        raw = cv2.imread(str(self.path), cv2.IMREAD_UNCHANGED)
+        if raw is None or raw.ndim != 2:
+            raise DatasetError(f"{self.path}: is not a readable one-channel depth image")
+        depth = raw.astype(np.float64) * self.metres_per_unit
+        depth[raw == np.iinfo(np.uint16).max] = 0.0
+        return np.asarray(depth)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GnssFix:
+    """A GNSS position (WGS84).
+
+    Parameters
+    ----------
+    latitude_deg, longitude_deg, altitude_m : float
+        Position.
+    horizontal_sigma_m, vertical_sigma_m : float
+        One standard deviation.
+    """
+
+    latitude_deg: float
+    longitude_deg: float
+    altitude_m: float
+    horizontal_sigma_m: float = 5.0
+    vertical_sigma_m: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedImage:
+    """One image of a recording.
+
+    Parameters
+    ----------
+    name : str
+        Unique in the recording, with forward slashes.
+    camera_id : str
+        Key of `Recording.cameras`.
+    source : ImageSource
+        Its pixels.
+    timestamp_ns : int or None
+        Capture time, arbitrary origin.
+    cam_from_world : Rigid3 or None
+        Ground-truth or mapping pose.
+    depth : DepthMap or None
+        Depth.
+    mask_path : Path or None
+        Image of the same size, 0 where features are unwanted.
+    gnss : GnssFix or None
+        Position from a receiver.
+    """
+
+    name: str
+    camera_id: str
+    source: ImageSource
+    timestamp_ns: int | None = None
+    cam_from_world: Rigid3 | None = None
+    depth: DepthMap | None = None
+    mask_path: Path | None = None
+    gnss: GnssFix | None = None
+
+    def read_mask(self) -> ByteArray | None:
+        """Return the mask, (H, W) uint8, or None when there is none."""
+        if self.mask_path is None:
+            return None
+        mask = cv2.imread(str(self.mask_path), cv2.IMREAD_GRAYSCALE)
+        if mask is None:
+            raise DatasetError(f"{self.mask_path}: is not a readable mask")
+        return np.asarray(mask, dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """Images with cameras and, where known, poses, depth, masks and GNSS.
+
+    Parameters
+    ----------
+    name : str
+        For reports.
+    images : sequence of RecordedImage
+        In time order where times are known, else by name.
+    cameras : mapping of str to CameraModel
+        By camera id. Empty values are not allowed; a camera whose intrinsics are not
+        known is simply absent (plain photos), which `edgeloc-build sfm` can solve.
+    metric : bool
+        Whether the world's unit is the metre.
+    gravity_in_world : tuple of 3 float or None
+        Unit vector that points down, when known.
+    pose_source : str
+        What the poses come from, for reports ("SfM pseudo ground truth", ...).
+    """
+
+    name: str
+    images: Sequence[RecordedImage]
+    cameras: Mapping[str, CameraModel]
+    metric: bool = True
+    gravity_in_world: tuple[float, float, float] | None = None
+    pose_source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise DatasetError(f"{self.name}: the recording has no images")
+        names = {image.name for image in self.images}
+        if len(names) != len(self.images):
+            raise DatasetError(f"{self.name}: image names are not unique")
+
+    def subset(self, images: Sequence[RecordedImage]) -> Recording:
+        """Return the same recording with only `images`."""
+        return replace(self, images=tuple(images))
+
+    def posed(self) -> Recording:
+        """Return only the images that have a pose and a camera.
+
+        Raises
+        ------
+        DatasetError
+            When there are none.
+        """
+        images = [
+            image
+            for image in self.images
+            if image.cam_from_world is not None and image.camera_id in self.cameras
+        ]
+        if not images:
+            raise DatasetError(
+                f"{self.name}: no image has both a pose and a camera; "
+                "make poses with `edgeloc-build sfm`"
+            )
+        return self.subset(images)
