@@ -49,7 +49,9 @@ class ManualClock:
     def advance_ns(self, delta_ns: int) -> None:
         """Move forward by `delta_ns` >= 0."""
         if delta_ns < 0:
-            raise ValueError(f"{delta_ns=} must be >= 0: a monotonic clock never steps back")
+            raise ValueError(
+                f"{delta_ns=} must be >= 0: a monotonic clock never steps back"
+            )
         self._now_ns += delta_ns
 
     def sleep_until_ns(self, deadline_ns: int) -> None:

@@ -118,8 +118,8 @@ class Frame:
         grey_or_bgr = self.image.ndim == 2 or (self.image.ndim == 3 and shape[2] == 3)
         if not grey_or_bgr or self.image.size == 0 or self.image.dtype != np.uint8:
             raise ValueError(
-                f"image is {self.image.dtype} of shape {shape}, expected uint8 of shape "
-                "(H, W) or (H, W, 3)"
+                f"image is {self.image.dtype} of shape {shape}, expected uint8 of "
+                "shape (H, W) or (H, W, 3)"
             )
 
 
@@ -184,7 +184,9 @@ class CameraModel:
         return self.params[3 if self.has_single_focal else 4 :]
 
 
-def _readonly_f64(value: npt.ArrayLike, shape: tuple[int, ...], name: str) -> FloatArray:
+def _readonly_f64(
+    value: npt.ArrayLike, shape: tuple[int, ...], name: str
+) -> FloatArray:
     array = np.array(value, dtype=np.float64)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
@@ -244,12 +246,12 @@ class Rigid3:
         ndarray of shape (..., 3), float64
         """
         points = np.asarray(points_in_a, dtype=np.float64)
-        return points @ self.R.T + self.t
+        return np.asarray(points @ self.R.T + self.t)
 
     @property
     def origin_in_a(self) -> FloatArray:
         """Origin of frame b in a; for ``cam_from_world`` the camera centre, (3,)."""
-        return -self.R.T @ self.t
+        return np.asarray(-self.R.T @ self.t)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -279,9 +281,7 @@ class Features:
                 "be (N, 2) and (N,)"
             )
         if self.descriptors.ndim != 2 or len(self.descriptors) != n:
-            raise ValueError(
-                f"descriptors {self.descriptors.shape} must be ({n}, D)"
-            )
+            raise ValueError(f"descriptors {self.descriptors.shape} must be ({n}, D)")
 
     def __len__(self) -> int:
         return len(self.keypoints)

@@ -67,7 +67,9 @@ class DepthMap:
         """Return depth along z of the depth camera, (H, W) float64, m, 0 = unknown."""
         raw = cv2.imread(str(self.path), cv2.IMREAD_UNCHANGED)
         if raw is None or raw.ndim != 2:
-            raise DatasetError(f"{self.path}: is not a readable one-channel depth image")
+            raise DatasetError(
+                f"{self.path}: is not a readable one-channel depth image"
+            )
         depth = raw.astype(np.float64) * self.metres_per_unit
         depth[raw == np.iinfo(np.uint16).max] = 0.0
         return np.asarray(depth)

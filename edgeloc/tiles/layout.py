@@ -1,0 +1,221 @@
+"""What a site holds, in memory: the arrays that the writer takes and readers give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeloc.types import CameraModel, Float32Array, FloatArray, IntArray, Rigid3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilySpec:
+    """Which feature family a site was built with, and how.
+
+    Parameters
+    ----------
+    name : str
+        "orb", "sift" or the name in a model manifest.
+    stored_dtype : str
+        NumPy name of the stored descriptors' element type, "uint8" for ORB and SIFT.
+    stored_dim : int
+        Elements of a stored descriptor.
+    max_keypoints : int
+        Keypoints per mapping image, the default for queries.
+    max_side_px : int
+        Images are scaled down so that no side is longer; 0 = never.
+    """
+
+    name: str
+    stored_dtype: str
+    stored_dim: int
+    max_keypoints: int
+    max_side_px: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeyframeTable:
+    """Keyframes of a site: the resident index.
+
+    Parameters
+    ----------
+    keyframe_ids : ndarray of shape (K,), int64
+        Ascending, unique.
+    camera_ids : tuple of str
+        Key into the site's cameras, one per keyframe.
+    R : ndarray of shape (K, 3, 3), float64
+        Rotations of ``cam_from_world``.
+    t : ndarray of shape (K, 3), float64
+        Translations of ``cam_from_world``.
+    global_descriptors : ndarray of shape (K, G), float32
+        L2-normalised.
+    """
+
+    keyframe_ids: IntArray
+    camera_ids: tuple[str, ...]
+    R: FloatArray
+    t: FloatArray
+    global_descriptors: Float32Array
+
+    def __len__(self) -> int:
+        return len(self.keyframe_ids)
+
+    def cam_from_world(self, keyframe_idx: int) -> Rigid3:
+        """Return the pose of one keyframe, by its index."""
+        return Rigid3(R=self.R[keyframe_idx], t=self.t[keyframe_idx])
+
+    @property
+    def centers(self) -> FloatArray:
+        """Camera centres in the world, (K, 3), m."""
+        return np.asarray(-np.einsum("kji,kj->ki", self.R, self.t))
+
+    def index_of(self, keyframe_ids: IntArray) -> IntArray:
+        """Return the indices of ids; `KeyError` for one that does not exist."""
+        idx = np.searchsorted(self.keyframe_ids, keyframe_ids)
+        idx = np.minimum(idx, len(self.keyframe_ids) - 1)
+        if not np.array_equal(self.keyframe_ids[idx], keyframe_ids):
+            raise KeyError(f"no such keyframe among {np.asarray(keyframe_ids)}")
+        return np.asarray(idx, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LandmarkTable:
+    """Landmarks: one point each, with one or more descriptors.
+
+    Parameters
+    ----------
+    points3D : ndarray of shape (P, 3), float64
+        Positions in the world, m.
+    sigmas : ndarray of shape (P,), float32
+        Standard deviation of the position (isotropic equivalent), m.
+    num_observations : ndarray of shape (P,), int64
+        Mapping images in which the landmark was measured.
+    descriptor_offsets : ndarray of shape (P + 1,), int64
+        Rows of `descriptors` that belong to landmark i: [offsets[i], offsets[i + 1]).
+    descriptors : ndarray of shape (D_rows, stored_dim)
+        In the family's stored form.
+    """
+
+    points3D: FloatArray
+    sigmas: Float32Array
+    num_observations: IntArray
+    descriptor_offsets: IntArray
+    descriptors: npt.NDArray[np.generic]
+
+    def __len__(self) -> int:
+        return len(self.points3D)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SiteContents:
+    """Everything that the writer turns into a site folder.
+
+    Parameters
+    ----------
+    name : str
+        For people.
+    metric : bool
+        Whether the world's unit is the metre.
+    cameras : mapping of str to CameraModel
+        Of the mapping images; the only one is the default for queries.
+    family : FamilySpec
+        Feature family.
+    keyframes : KeyframeTable
+        Keyframes.
+    landmarks : LandmarkTable
+        Landmarks; a landmark's id is given by the writer.
+    visible_offsets : ndarray of shape (K + 1,), int64
+        Entries of `visible_landmark_idx` that belong to keyframe i.
+    visible_landmark_idx : ndarray of shape (V,), int64
+        Indices into `landmarks`, ascending within each keyframe.
+    retrieval_arrays : mapping of str to ndarray
+        The retrieval model's arrays (float32), see `edgeloc.features.retrieve`.
+    rungs : tuple of str
+        Names of the `Rung` members that the site carries data for.
+    covariance_scale : float
+        What the covariance of a fix is multiplied with, learned at build time.
+    gravity_in_world : tuple of 3 float or None
+        Unit vector that points down.
+    geo_reference : mapping of str to float or None
+        WGS84 latitude_deg, longitude_deg, altitude_m of the world's origin, when the
+        world is ENU.
+    build : mapping of str to (str, int or float)
+        Facts about the build, for people (tool version, options, image count).
+    """
+
+    name: str
+    metric: bool
+    cameras: Mapping[str, CameraModel]
+    family: FamilySpec
+    keyframes: KeyframeTable
+    landmarks: LandmarkTable
+    visible_offsets: IntArray
+    visible_landmark_idx: IntArray
+    retrieval_arrays: Mapping[str, Float32Array]
+    rungs: tuple[str, ...] = ("RELOCALIZE", "INTERPOLATE")
+    covariance_scale: float = 1.0
+    gravity_in_world: tuple[float, float, float] | None = None
+    geo_reference: Mapping[str, float] | None = None
+    build: Mapping[str, str | int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tile:
+    """One decoded tile.
+
+    Parameters
+    ----------
+    tile_idx : int
+        Index in the site's tile table.
+    first_point3D_id : int
+        Landmark ids of the tile are consecutive from here.
+    landmarks : LandmarkTable
+        Landmarks of the cell.
+    keyframe_ids : ndarray of shape (Kt,), int64
+        Keyframes whose camera centre lies in the cell, ascending.
+    visible_offsets : ndarray of shape (Kt + 1,), int64
+        Entries of `visible_point3D_ids` that belong to keyframe i of the tile.
+    visible_point3D_ids : ndarray of shape (V,), int64
+        Landmark ids (of any tile), ascending within each keyframe.
+    """
+
+    tile_idx: int
+    first_point3D_id: int
+    landmarks: LandmarkTable
+    keyframe_ids: IntArray
+    visible_offsets: IntArray
+    visible_point3D_ids: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LocalMap:
+    """The landmarks that a set of keyframes sees.
+
+    Parameters
+    ----------
+    point3D_ids : ndarray of shape (P,), int64
+        Ascending, unique.
+    points3D : ndarray of shape (P, 3), float64
+        Positions, m.
+    sigmas : ndarray of shape (P,), float32
+        Standard deviations of the positions, m.
+    num_observations : ndarray of shape (P,), int64
+        As in `LandmarkTable`.
+    descriptors : ndarray of shape (D_rows, stored_dim)
+        All descriptors of those landmarks, stored form.
+    row_to_point : ndarray of shape (D_rows,), int64
+        Index of the landmark that each row belongs to, ascending.
+    """
+
+    point3D_ids: IntArray
+    points3D: FloatArray
+    sigmas: Float32Array
+    num_observations: IntArray
+    descriptors: npt.NDArray[np.generic]
+    row_to_point: IntArray
+
+    def __len__(self) -> int:
+        return len(self.point3D_ids)
