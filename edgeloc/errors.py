@@ -7,6 +7,7 @@ The tree::
     │   └── DatasetError      2  a recording that is wrong or partial
     ├── MapError              3  a site that cannot be used or built
     │   ├── TileFormatError   3  bytes on disk that are not what FORMAT.md says
+    │   ├── TileMissingError  3  a tile that the site lists and the folder lacks
     │   └── MapModelMismatchError  3  a site built for other models
     ├── ModelError            4  a model file that cannot be used
     │   └── BackendUnavailableError  4  an inference backend that is missing
@@ -55,6 +56,10 @@ class TileFormatError(MapError):
     def __init__(self, message: str, *, offset: int | None = None) -> None:
         super().__init__(message if offset is None else f"{message} (byte {offset})")
         self.offset = offset
+
+
+class TileMissingError(MapError):
+    """A tile that the site lists is not there, or cannot be read."""
 
 
 class MapModelMismatchError(MapError):

@@ -189,6 +189,24 @@ class Tile:
     visible_offsets: IntArray
     visible_point3D_ids: IntArray
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the arrays take."""
+        landmarks = self.landmarks
+        return sum(
+            array.nbytes
+            for array in (
+                landmarks.points3D,
+                landmarks.sigmas,
+                landmarks.num_observations,
+                landmarks.descriptor_offsets,
+                landmarks.descriptors,
+                self.keyframe_ids,
+                self.visible_offsets,
+                self.visible_point3D_ids,
+            )
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LocalMap:

@@ -21,6 +21,17 @@ class ImageSource(Protocol):
         """Return the image, (H, W, 3) uint8 BGR; `DatasetError` when unreadable."""
 
 
+def _check_size(
+    path: Path, shape: tuple[int, ...], size: tuple[int, int] | None
+) -> None:
+    """Raise `DatasetError` when an image does not have the size of its camera."""
+    if size is not None and (shape[1], shape[0]) != size:
+        raise DatasetError(
+            f"{path}: is {shape[1]}x{shape[0]}, but its camera is "
+            f"{size[0]}x{size[1]}; give the intrinsics of this size"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFile:
     """An image file.
@@ -29,16 +40,25 @@ class ImageFile:
     ----------
     path : Path
         PNG, JPEG or whatever OpenCV reads.
+    size : (int, int) or None
+        Width and height that the intrinsics are for, checked when the file is read.
     """
 
     path: Path
+    size: tuple[int, int] | None = None
 
     def read(self) -> ByteArray:
-        """Decode the file."""
-        image = cv2.imread(str(self.path), cv2.IMREAD_COLOR)
+        """Decode the file, in the pixel order of the file (EXIF is not applied).
+
+        Intrinsics are given for the stored pixels, as COLMAP reads them.
+        """
+        image = cv2.imread(
+            str(self.path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
         if image is None:
             state = "is not a readable image" if self.path.is_file() else "is missing"
             raise DatasetError(f"{self.path}: {state}")
+        _check_size(self.path, image.shape, self.size)
         return np.asarray(image, dtype=np.uint8)
 
 
@@ -49,7 +69,8 @@ class DepthMap:
     Parameters
     ----------
     path : Path
-        16-bit PNG, 0 where unknown.
+        16-bit PNG, 0 or 65535 where unknown; or, with the ending ``.depth``, float32
+        values without a header (kapture), 0 where unknown.
     metres_per_unit : float
         Scale.
     camera : CameraModel
@@ -65,13 +86,34 @@ class DepthMap:
 
     def read(self) -> FloatArray:
         """Return depth along z of the depth camera, (H, W) float64, m, 0 = unknown."""
+        if self.path.suffix == ".depth":
+            return self._read_float32()
         raw = cv2.imread(str(self.path), cv2.IMREAD_UNCHANGED)
-        if raw is None or raw.ndim != 2:
+        if raw is None and not self.path.is_file():
+            raise DatasetError(f"{self.path}: is missing")
+        if raw is None or raw.ndim != 2 or raw.dtype != np.uint16:
             raise DatasetError(
-                f"{self.path}: is not a readable one-channel depth image"
+                f"{self.path}: is not a readable one-channel 16-bit depth image"
             )
+        _check_size(self.path, raw.shape, (self.camera.width, self.camera.height))
         depth = raw.astype(np.float64) * self.metres_per_unit
         depth[raw == np.iinfo(np.uint16).max] = 0.0
+        return np.asarray(depth)
+
+    def _read_float32(self) -> FloatArray:
+        try:
+            data = self.path.read_bytes()
+        except OSError as exc:
+            raise DatasetError(f"{self.path}: cannot be read ({exc.strerror})") from exc
+        width, height = self.camera.width, self.camera.height
+        if len(data) != 4 * width * height:
+            raise DatasetError(
+                f"{self.path}: has {len(data)} bytes, expected {4 * width * height} "
+                f"for {width}x{height} float32 values"
+            )
+        depth = np.frombuffer(data, "<f4").reshape(height, width).astype(np.float64)
+        depth *= self.metres_per_unit
+        depth[~(np.isfinite(depth) & (depth > 0))] = 0.0
         return np.asarray(depth)
 
 

@@ -1,0 +1,44 @@
+# edgeloc: every target works on a fresh clone and needs Python >= 3.10, make and a
+# package index. PYTHON picks the interpreter of the virtual environment.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DATA ?= ../shared/data
+OUT ?= out
+
+.PHONY: help demo test test-all check bench figures clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## localize the packaged clip and write a report
+	$(BIN)/python -m edgeloc_tools.evaluate.demo --out $(OUT)/demo
+
+test: $(STAMP) ## all tests but the slow ones
+	$(BIN)/python -m pytest -q -m 'not slow and not device and not camera'
+
+test-all: $(STAMP) ## the slow ones too
+	$(BIN)/python -m pytest -q -m 'not device and not camera'
+
+check: $(STAMP) ## formatter, linter, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP) ## time the hot path, as ratios in one run
+	$(BIN)/python -m edgeloc_tools.evaluate.bench --out $(OUT)/bench
+
+figures: $(STAMP) ## accuracy tables of the README, from the recordings in DATA
+	$(BIN)/python -m edgeloc_tools.evaluate.scenes --data $(DATA) --out $(OUT)/scenes --cross
+
+clean: ## remove what the targets made, but the environment
+	rm -rf $(OUT) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

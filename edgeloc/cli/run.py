@@ -1,0 +1,438 @@
+"""`edgeloc-run`: one pose record per camera frame.
+
+Heavy modules are imported where they are needed: ``--help`` and a wrong option answer
+before NumPy or OpenCV load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from edgeloc import __version__
+from edgeloc.cli.common import (
+    EXIT_OK,
+    OneLineParser,
+    run_command,
+    set_up_logging,
+    silence_opencv,
+)
+from edgeloc.config import (
+    BACKEND_CHOICES,
+    EMIT_CHOICES,
+    METHOD_CHOICES,
+    PACE_CHOICES,
+    RunConfig,
+    resolve_run_config,
+)
+from edgeloc.errors import BackendUnavailableError, ConfigError
+
+if TYPE_CHECKING:
+    from edgeloc.clock import Clock
+    from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+    from edgeloc.runtime.frame_source import FrameSource
+    from edgeloc.runtime.telemetry import RunSummary
+    from edgeloc.tiles.reader import Site
+    from edgeloc.types import CameraModel
+
+PROG = "edgeloc-run"
+
+_log = logging.getLogger(__name__)
+
+_DESCRIPTION = """\
+Localize a camera in a map: one JSON object per frame on standard output, logs on
+standard error. Every option is also a key of the TOML file given with --config; the
+command line wins.
+
+SOURCE  /dev/videoN or N, a video file, a folder of images, an rtsp:// or http:// URL,
+        or a GStreamer pipeline in quotes (it contains ' ! ')
+SINK    jsonl:- (standard output, the default), jsonl:FILE, tum:FILE (poses as
+        `timestamp_s tx ty tz qx qy qz qw` of world_from_cam, no line when LOST),
+        udp://HOST:PORT (one msgpack datagram per frame)
+
+A frame that cannot be decoded, or whose size is not the camera's, still gets its
+record: LOST with cause CAMERA_STALL."""
+
+_EXAMPLES = """\
+  edgeloc-run --demo
+  edgeloc-run --camera /dev/video0 --map site/ --intrinsics cameras.txt
+  edgeloc-run --camera clip.mp4 --map site/ --out tum:poses.txt --cold
+  edgeloc-run --camera rtsp://10.0.0.7/main --map site/ --out udp://127.0.0.1:9000
+  edgeloc-run --camera images/ --map site/ --pace realtime --rate 15 --max-frames 100
+  edgeloc-run --check --map site/
+
+exit codes: 0 ok (also after SIGINT, SIGTERM or when the reader of standard output
+leaves), 2 usage or configuration, 3 map, 4 model or backend, 5 camera, 70 other"""
+
+
+def _one_of(choices: Sequence[str]) -> str:
+    return "{" + ",".join(choices) + "}"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; values stay text, `edgeloc.config` checks them."""
+    parser = OneLineParser(prog=PROG, description=_DESCRIPTION, examples=_EXAMPLES)
+    parser.set_defaults(config=None)
+    default = RunConfig()
+
+    def add(option: str, metavar: str, text: str, **extra: Any) -> None:  # noqa: ANN401
+        parser.add_argument(
+            option, metavar=metavar, help=text, default=argparse.SUPPRESS, **extra
+        )
+
+    def flag(option: str, text: str, **extra: Any) -> None:  # noqa: ANN401
+        extra.setdefault("action", "store_true")
+        parser.add_argument(option, help=text, default=argparse.SUPPRESS, **extra)
+
+    add("--camera", "SOURCE", "where frames come from")
+    add("--map", "SITE", "folder made by edgeloc-build")
+    add(
+        "--intrinsics",
+        "FILE",
+        "calibration: COLMAP cameras.txt, JSON, ROS camera_info or Kalibr YAML; "
+        "FILE#ID for one of several cameras (default: the site's camera when it has "
+        "just one); scaled when the images have another size of the same shape",
+    )
+    add(
+        "--budget-ms",
+        "MS",
+        f"time from capture to record (default: {default.budget_ms:g}); with --pace "
+        "every and a recording, from the start of processing",
+    )
+    add(
+        "--emit",
+        _one_of(EMIT_CHOICES),
+        "asap: when the answer is there; fixed: at timestamp + budget, never earlier, "
+        f"for a constant latency (default: {default.emit})",
+    )
+    add(
+        "--method",
+        _one_of(METHOD_CHOICES),
+        f"which family of methods answers (default: {default.method})",
+    )
+    flag(
+        "--cold",
+        "no prior between frames: each is localized by itself, as benchmarks do",
+        action=argparse.BooleanOptionalAction,
+    )
+    add(
+        "--pace",
+        _one_of(PACE_CHOICES),
+        "realtime: frames come at their rate and are dropped when late; every: each "
+        "frame is processed (default: realtime for cameras and streams, every for "
+        "files and folders)",
+    )
+    add(
+        "--rate",
+        "HZ",
+        "frames per second of a folder (default: 30), in place of a video's own "
+        "times, or asked of a /dev/video camera",
+    )
+    add(
+        "--backend",
+        _one_of(BACKEND_CHOICES),
+        f"where networks run (default: {default.backend})",
+    )
+    add(
+        "--out",
+        "SINK",
+        "where records go; may be given several times (default: jsonl:-)",
+        action="append",
+    )
+    add("--max-frames", "N", "stop after N records")
+    add("--max-keypoints", "N", "features per frame (default: as the map was built)")
+    add("--seed", "N", f"of RANSAC (default: {default.seed})")
+    flag(
+        "--check",
+        "load and warm up everything that is named, without frames, print one line "
+        "and exit; alone it checks the installation",
+    )
+    flag("--demo", "run on the packaged site and clip")
+    add("--config", "FILE", "TOML file with options")
+    flag("--quiet", "log only warnings and errors")
+    flag("--debug", "log everything, and tracebacks")
+    return parser
+
+
+def demo_paths() -> tuple[Path, Path]:
+    """Return the packaged clip and site.
+
+    Raises
+    ------
+    ConfigError
+        When this installation has none.
+    """
+    from importlib.resources import files
+
+    folder = Path(str(files("edgeloc"))) / "demo"
+    clip, site = folder / "clip.mp4", folder / "site"
+    if not (clip.is_file() and site.is_dir()):
+        raise ConfigError(
+            f"--demo: {folder} has no clip.mp4 and site/; install the edgeloc wheel, "
+            "or make them in a checkout with `make demo`"
+        )
+    return clip, site
+
+
+def require_backend(backend: str, *, family: str = "") -> str:
+    """Return where networks run, and say why when that was our choice.
+
+    Parameters
+    ----------
+    backend : str
+        As given.
+    family : str
+        The site's features, for the message.
+
+    Raises
+    ------
+    BackendUnavailableError
+        For a backend that nothing here can run on.
+    """
+    if backend not in {"auto", "ort-cpu"}:
+        raise BackendUnavailableError(
+            f"--backend {backend}: is not available in edgeloc {__version__}, which "
+            "runs no networks yet; use --backend auto or ort-cpu"
+        )
+    if backend == "auto" and family:
+        _log.info(
+            "backend auto: ort-cpu, as this site needs no network (%s features run in "
+            "OpenCV on the CPU)",
+            family,
+        )
+    return "ort-cpu"
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGINT and SIGTERM set; a second one ends the process."""
+    stop = threading.Event()
+    previous = {}
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _estimator_options(config: RunConfig) -> EstimatorOptions:
+    from edgeloc.runtime.estimator import EstimatorOptions
+
+    return EstimatorOptions(
+        method=config.method,
+        cold=config.cold,
+        max_keypoints=config.max_keypoints,
+        seed=config.seed,
+    )
+
+
+def _make_estimator(
+    options: EstimatorOptions, site: Site, camera: CameraModel, clock: Clock
+) -> Estimator:
+    from edgeloc.runtime.estimator import Estimator
+
+    estimator = Estimator(site=site, camera=camera, options=options, clock=clock)
+    estimator.warm_up()
+    return estimator
+
+
+def _open_site(config: RunConfig) -> Site:
+    from edgeloc.tiles.reader import open_site
+
+    site = open_site(Path(str(config.map)))
+    require_backend(config.backend, family=site.manifest.family.name)
+    return site
+
+
+def _source_camera(
+    config: RunConfig, site: Site, clock: Clock
+) -> tuple[FrameSource, CameraModel]:
+    """Open the camera and fit the intrinsics to its images."""
+    from edgeloc.runtime.intrinsics import (
+        choose_intrinsics,
+        fit_camera,
+    )
+    from edgeloc.runtime.sources import open_source
+
+    choice = choose_intrinsics(config.intrinsics, site_cameras=site.manifest.cameras)
+    source = open_source(
+        str(config.camera),
+        clock=clock,
+        rate_hz=config.rate,
+        size_hint=(choice.camera.width, choice.camera.height),
+    )
+    _log.info("intrinsics: %s (%s)", choice.origin, choice.camera.model)
+    try:
+        return source, fit_camera(choice.camera, size=source.size)
+    except ConfigError:
+        source.close()
+        raise
+
+
+@contextmanager
+def _frozen_garbage() -> Iterator[None]:
+    """Keep the collector off what start-up made: it lives as long as the run."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _run(config: RunConfig) -> int:
+    from edgeloc.clock import MonotonicClock
+    from edgeloc.runtime.capture import (
+        DirectFeed,
+        FrameFeed,
+        RealtimeFeed,
+    )
+    from edgeloc.runtime.loop import LoopOptions, run_loop
+    from edgeloc.runtime.sinks import open_sinks
+    from edgeloc.runtime.telemetry import RunSummary
+
+    clock = MonotonicClock()
+    estimator_options = _estimator_options(config)
+    site = _open_site(config)
+    map_id = site.manifest.map_id
+    source, camera = _source_camera(config, site, clock)
+    pace = config.pace or ("realtime" if source.live else "every")
+    feed: FrameFeed = (
+        RealtimeFeed(source, clock=clock) if pace == "realtime" else DirectFeed(source)
+    )
+    with ExitStack() as stack:
+        stack.callback(feed.close)
+        sinks = open_sinks(config.out, clock=clock)
+        for sink in sinks:
+            stack.callback(sink.close)
+        estimator = _make_estimator(estimator_options, site, camera, clock)
+        _log.info(
+            "%s: %s %dx%d, map %s, pace %s",
+            __version__,
+            source.name,
+            *source.size,
+            map_id,
+            pace,
+        )
+        _log.debug("options: %s", json.dumps(config.as_options()))
+        summary = RunSummary()
+        stack.callback(_log_summary, summary)
+        stack.enter_context(_frozen_garbage())
+        stop = stack.enter_context(_stop_on_signals())
+        run_loop(
+            feed,
+            estimator,
+            sinks,
+            LoopOptions(
+                budget_ns=config.budget_ns,
+                from_capture=pace == "realtime" or source.live,
+                fixed=config.emit == "fixed",
+                max_frames=config.max_frames,
+                image_size=(camera.width, camera.height),
+                map_id=map_id,
+            ),
+            clock=clock,
+            stop=stop,
+            summary=summary,
+        )
+    return EXIT_OK
+
+
+def _log_summary(summary: RunSummary) -> None:
+    for line in summary.lines():
+        _log.info("%s", line)
+
+
+def _check_site(config: RunConfig) -> dict[str, object]:
+    from edgeloc.clock import MonotonicClock
+    from edgeloc.runtime.intrinsics import load_intrinsics
+    from edgeloc.tiles.reader import verify_site
+
+    clock = MonotonicClock()
+    estimator_options = _estimator_options(config)
+    site = _open_site(config)
+    verify_site(Path(str(config.map)))
+    facts: dict[str, object] = {"map": config.map, "map_id": site.manifest.map_id}
+    if config.camera is not None:
+        source, camera = _source_camera(config, site, clock)
+        facts["camera"] = source.name
+        facts["size"] = list(source.size)
+        source.close()
+    elif config.intrinsics is not None:
+        camera = load_intrinsics(config.intrinsics)
+    else:
+        camera = next(iter(site.manifest.cameras.values()))
+    _make_estimator(estimator_options, site, camera, clock)
+    return facts
+
+
+def _check(config: RunConfig) -> int:
+    from edgeloc.cli.doctor import require_installation
+
+    facts: dict[str, object] = {"ok": True, "edgeloc": __version__}
+    facts.update(require_installation())
+    if config.map is None:
+        try:
+            clip, site = demo_paths()
+        except ConfigError:
+            facts["demo"] = "absent"
+        else:
+            config = replace(config, camera=str(clip), map=str(site))
+    if config.map is not None:
+        facts.update(_check_site(config))
+    facts["backend"] = require_backend(config.backend)
+    print(json.dumps(facts))
+    return EXIT_OK
+
+
+def _main(arguments: dict[str, Any]) -> int:
+    file = arguments.pop("config")
+    config = resolve_run_config(arguments, file=None if file is None else Path(file))
+    set_up_logging(PROG, quiet=config.quiet, debug=config.debug)
+    require_backend(config.backend)
+    if not config.debug:
+        silence_opencv()
+    if config.demo:
+        clip, site = demo_paths()
+        config = replace(config, camera=str(clip), map=str(site))
+    return _check(config) if config.check else _run(config)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments, those of the process by default.
+
+    Returns
+    -------
+    int
+    """
+    arguments = vars(build_parser().parse_args(argv))
+    return run_command(
+        PROG, lambda: _main(arguments), debug=bool(arguments.get("debug"))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

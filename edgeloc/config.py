@@ -1,0 +1,315 @@
+"""Options of `edgeloc-run`: one strict dataclass, from TOML and the command line.
+
+Every option is a key of the same name (dashes and all) in the TOML file. Unknown keys
+and wrong values are errors, and all of them are reported at once. The command line
+wins over the file, the file over the defaults. Relative paths in the file mean the same
+as on the command line: relative to the current folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from edgeloc.errors import ConfigError
+
+EMIT_CHOICES = ("asap", "fixed")
+METHOD_CHOICES = (
+    "auto",
+    "structure",
+    "scene-coords",
+    "local-sfm",
+    "relative",
+    "interpolate",
+    "regress",
+)
+PACE_CHOICES = ("realtime", "every")
+BACKEND_CHOICES = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
+
+_MAX_BUDGET_MS = 60_000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """What `edgeloc-run` was asked to do; field names are option names with ``_``.
+
+    Parameters
+    ----------
+    camera : str or None
+        Source, see `edgeloc.runtime.sources.open_source`.
+    map : str or None
+        Site folder.
+    intrinsics : str or None
+        Calibration file, see `edgeloc.runtime.intrinsics.load_intrinsics`.
+    budget_ms : float
+        Time from the capture of a frame to its record.
+    emit : str
+        "asap" or "fixed".
+    method : str
+        Which family of methods answers.
+    cold : bool
+        No prior between frames.
+    pace : str or None
+        "realtime" or "every"; None chooses by the source.
+    rate : float or None
+        Frames per second of a folder, or asked of a camera.
+    backend : str
+        Where networks run.
+    out : tuple of str
+        Sinks.
+    max_frames : int or None
+        Stop after that many records.
+    max_keypoints : int or None
+        Features per frame; None takes the site's number.
+    seed : int
+        Of RANSAC.
+    check, demo, quiet, debug : bool
+        As on the command line.
+    """
+
+    camera: str | None = None
+    map: str | None = None
+    intrinsics: str | None = None
+    budget_ms: float = 33.0
+    emit: str = "asap"
+    method: str = "auto"
+    cold: bool = False
+    pace: str | None = None
+    rate: float | None = None
+    backend: str = "auto"
+    out: tuple[str, ...] = ("jsonl:-",)
+    max_frames: int | None = None
+    max_keypoints: int | None = None
+    seed: int = 0
+    check: bool = False
+    demo: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+    @property
+    def budget_ns(self) -> int:
+        """`budget_ms` in ns."""
+        return round(self.budget_ms * 1e6)
+
+    def as_options(self) -> dict[str, object]:
+        """Return the resolved options by option name, for logs."""
+        return {option_name(key): value for key, value in asdict(self).items()}
+
+
+class _ValueProblemError(ValueError):
+    """One wrong value; collected, never seen outside this file."""
+
+
+def option_name(field_name: str) -> str:
+    """Return the option (without dashes in front) of a field of `RunConfig`."""
+    return field_name.replace("_", "-")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _ValueProblemError("must be a text that is not empty")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _ValueProblemError("must be true or false")
+    return value
+
+
+def _choice(choices: tuple[str, ...]) -> Callable[[object], str]:
+    def convert(value: object) -> str:
+        if value not in choices:
+            raise _ValueProblemError(f"must be one of {', '.join(choices)}")
+        return str(value)
+
+    return convert
+
+
+def _whole(minimum: int, maximum: int = 2**31 - 1) -> Callable[[object], int]:
+    def convert(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _ValueProblemError("must be a whole number")
+        if not minimum <= value <= maximum:
+            raise _ValueProblemError(f"must be from {minimum} to {maximum}")
+        return value
+
+    return convert
+
+
+def _positive(maximum: float) -> Callable[[object], float]:
+    def convert(value: object) -> float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise _ValueProblemError("must be a number")
+        if not (math.isfinite(value) and 0 < value <= maximum):
+            raise _ValueProblemError(f"must be > 0 and at most {maximum:g}")
+        return float(value)
+
+    return convert
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not items:
+        raise _ValueProblemError("must be a text or a list of texts")
+    return tuple(_text(item) for item in items)
+
+
+_CONVERTERS: Mapping[str, Callable[[object], object]] = {
+    "camera": _text,
+    "map": _text,
+    "intrinsics": _text,
+    "budget_ms": _positive(_MAX_BUDGET_MS),
+    "emit": _choice(EMIT_CHOICES),
+    "method": _choice(METHOD_CHOICES),
+    "cold": _flag,
+    "pace": _choice(PACE_CHOICES),
+    "rate": _positive(10_000.0),
+    "backend": _choice(BACKEND_CHOICES),
+    "out": _texts,
+    "max_frames": _whole(1),
+    "max_keypoints": _whole(1, 1_000_000),
+    "seed": _whole(0),
+    "check": _flag,
+    "demo": _flag,
+    "quiet": _flag,
+    "debug": _flag,
+}
+
+_NUMBERS: Mapping[str, Callable[[str], int | float]] = {
+    "budget_ms": float,
+    "rate": float,
+    "max_frames": int,
+    "max_keypoints": int,
+    "seed": int,
+}
+
+
+def load_config_file(path: Path) -> dict[str, object]:
+    """Read a TOML file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    dict
+        Its keys and values, not checked yet.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be read or is not TOML.
+    """
+    parser = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    try:
+        toml = import_module(parser)
+    except ImportError as exc:
+        raise ConfigError(
+            f"{path}: reading TOML needs {parser}; "
+            f"install it with `pip install {parser}`"
+        ) from exc
+    try:
+        return dict(toml.loads(path.read_text(encoding="utf-8")))
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read ({exc.strerror or exc})") from exc
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: is not valid TOML ({exc})") from exc
+
+
+def _from_file(
+    values: Mapping[str, object], where: str, problems: list[str]
+) -> dict[str, object]:
+    names = {option_name(name): name for name in _CONVERTERS}
+    out: dict[str, object] = {}
+    for key, value in values.items():
+        if key not in names:
+            close = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
+            hint = f", did you mean {close[0]}" if close else ""
+            problems.append(f"{where}: unknown key {key}{hint}")
+            continue
+        try:
+            out[names[key]] = _CONVERTERS[names[key]](value)
+        except _ValueProblemError as exc:
+            problems.append(f"{where}: {key} {exc}, got {value!r}")
+    return out
+
+
+def _from_command_line(
+    values: Mapping[str, Any], problems: list[str]
+) -> dict[str, object]:
+    out: dict[str, object] = {}
+    for name, raw in values.items():
+        value = raw
+        try:
+            if name in _NUMBERS and isinstance(raw, str):
+                try:
+                    value = _NUMBERS[name](raw)
+                except ValueError:
+                    value = None  # the converter says what it should have been
+            out[name] = _CONVERTERS[name](value)
+        except _ValueProblemError as exc:
+            problems.append(f"--{option_name(name)} {exc}, got {raw!r}")
+    return out
+
+
+def _contradictions(config: RunConfig, problems: list[str]) -> None:
+    if config.demo:
+        problems.extend(
+            f"--demo brings its own {name}: leave --{name} away"
+            for name in ("camera", "map", "intrinsics")
+            if getattr(config, name) is not None
+        )
+    elif not config.check:
+        for name, what in (("camera", "SOURCE"), ("map", "SITE")):
+            if getattr(config, name) is None:
+                problems.append(f"--{name} {what} is missing (or use --demo)")
+    elif config.map is None and config.camera is not None:
+        problems.append("--check --camera also needs --map SITE")
+    if config.quiet and config.debug:
+        problems.append("--quiet and --debug exclude each other")
+    if len(set(config.out)) != len(config.out):
+        problems.append(f"--out is given twice for the same sink: {list(config.out)}")
+
+
+def resolve_run_config(
+    command_line: Mapping[str, Any], *, file: Path | None = None
+) -> RunConfig:
+    """Combine defaults, a TOML file and the command line, and check everything.
+
+    Parameters
+    ----------
+    command_line : mapping of str to object
+        By field name of `RunConfig`; numbers may still be text. Only what was given.
+    file : Path, optional
+        TOML file.
+
+    Returns
+    -------
+    RunConfig
+
+    Raises
+    ------
+    ConfigError
+        One line that names every problem found.
+    """
+    problems: list[str] = []
+    values = {
+        item.name: item.default for item in fields(RunConfig) if item.default != MISSING
+    }
+    if file is not None:
+        values.update(_from_file(load_config_file(file), str(file), problems))
+    values.update(_from_command_line(command_line, problems))
+    config = RunConfig(**values)
+    _contradictions(config, problems)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return config

@@ -1,0 +1,173 @@
+"""Retrieval without a network: aggregated local descriptors, searched exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from edgeloc.types import Float32Array, IntArray, RetrievalResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VladModel:
+    """VLAD [1]_ with intra-normalisation [2]_ over PCA-reduced descriptors.
+
+    Parameters
+    ----------
+    mean : ndarray of shape (D,), float32
+        Mean of the decoded local descriptors.
+    projection : ndarray of shape (d, D), float32
+        Principal directions.
+    centroids : ndarray of shape (C, d), float32
+        The vocabulary.
+
+    References
+    ----------
+    .. [1] Jegou et al., "Aggregating local descriptors into a compact image
+       representation", CVPR 2010.
+    .. [2] Arandjelovic, Zisserman, "All about VLAD", CVPR 2013, section 3.1.
+    """
+
+    mean: Float32Array
+    projection: Float32Array
+    centroids: Float32Array
+
+    def to_arrays(self) -> Mapping[str, Float32Array]:
+        """Return the arrays that a site stores."""
+        return {
+            "mean": self.mean,
+            "projection": self.projection,
+            "centroids": self.centroids,
+        }
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, Float32Array]) -> VladModel:
+        """Return the model of a site's arrays.
+
+        Raises
+        ------
+        ValueError
+            When one is missing or the shapes do not fit together.
+        """
+        missing = {"mean", "projection", "centroids"} - set(arrays)
+        if missing:
+            raise ValueError(f"the retrieval model lacks {', '.join(sorted(missing))}")
+        model = VladModel(
+            mean=arrays["mean"],
+            projection=arrays["projection"],
+            centroids=arrays["centroids"],
+        )
+        if (
+            model.projection.ndim != 2
+            or model.centroids.ndim != 2
+            or model.mean.shape != model.projection.shape[1:]
+            or model.centroids.shape[1] != model.projection.shape[0]
+        ):
+            raise ValueError(
+                f"retrieval model shapes do not fit: mean {model.mean.shape}, "
+                f"projection {model.projection.shape}, "
+                f"centroids {model.centroids.shape}"
+            )
+        return model
+
+    @property
+    def dim(self) -> int:
+        """Elements of a global descriptor."""
+        return int(self.centroids.size)
+
+    def describe(self, descriptors: Float32Array) -> Float32Array:
+        """Return the global descriptor of an image.
+
+        Parameters
+        ----------
+        descriptors : ndarray of shape (N, D), float32
+            Decoded local descriptors.
+
+        Returns
+        -------
+        ndarray of shape (C * d,), float32
+            L2-normalised; zeros when there are no local descriptors.
+        """
+        vlad = np.zeros_like(self.centroids)
+        if len(descriptors) == 0:
+            return vlad.ravel()
+        reduced = (descriptors - self.mean) @ self.projection.T
+        # argmin |x - c|^2 = argmax (x.c - |c|^2 / 2)
+        affinity = reduced @ self.centroids.T
+        affinity -= 0.5 * np.sum(self.centroids**2, axis=1)
+        word = np.argmax(affinity, axis=1)
+        order = np.argsort(word, kind="stable")
+        word = word[order]
+        starts = np.flatnonzero(np.diff(word, prepend=-1))
+        residual = (reduced - self.centroids[np.argmax(affinity, axis=1)])[order]
+        vlad[word[starts]] = np.add.reduceat(residual, starts, axis=0)
+        vlad /= np.maximum(np.linalg.norm(vlad, axis=1, keepdims=True), 1e-9)
+        return np.asarray(vlad.ravel() / np.linalg.norm(vlad), np.float32)
+
+
+def train_vlad(
+    descriptors: Float32Array, *, num_words: int, dim: int, seed: int
+) -> VladModel:
+    """Return a VLAD model fitted to a site's own local descriptors.
+
+    Parameters
+    ----------
+    descriptors : ndarray of shape (N, D), float32
+        A sample of decoded local descriptors.
+    num_words : int
+        Size of the vocabulary; less when N is small.
+    dim : int
+        Dimensions kept by the PCA; at most D.
+    seed : int
+        For k-means.
+    """
+    mean = descriptors.mean(axis=0)
+    centred = descriptors - mean
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    projection = np.ascontiguousarray(vectors[:, ::-1][:, :dim].T, np.float32)
+    reduced = np.ascontiguousarray(centred @ projection.T, np.float32)
+    num_words = max(1, min(num_words, len(reduced) // 4))
+    cv2.setRNGSeed(seed)
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 25, 1e-4)
+    labels = np.zeros((0, 1), np.int32)
+    _, _, centroids = cv2.kmeans(
+        reduced, num_words, labels, criteria, 1, cv2.KMEANS_PP_CENTERS
+    )
+    return VladModel(
+        mean=mean.astype(np.float32),
+        projection=projection,
+        centroids=np.asarray(centroids, np.float32),
+    )
+
+
+def search(
+    query: Float32Array,
+    *,
+    keyframe_ids: IntArray,
+    global_descriptors: Float32Array,
+    k: int,
+) -> RetrievalResult:
+    """Return the `k` keyframes most similar to a query, by exhaustive search.
+
+    Parameters
+    ----------
+    query : ndarray of shape (G,), float32
+        L2-normalised.
+    keyframe_ids : ndarray of shape (K,), int64
+        Ids of the rows.
+    global_descriptors : ndarray of shape (K, G), float32
+        L2-normalised.
+    k : int
+        How many.
+    """
+    scores = global_descriptors @ query
+    k = min(k, len(scores))
+    top = np.argpartition(-scores, k - 1)[:k] if k else np.zeros(0, np.int64)
+    top = top[np.lexsort((keyframe_ids[top], -scores[top]))]
+    return RetrievalResult(
+        keyframe_ids=keyframe_ids[top],
+        scores=np.asarray(scores[top], np.float32),
+    )

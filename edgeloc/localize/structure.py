@@ -1,0 +1,319 @@
+"""RELOCALIZE: retrieval, covisible local map, 2D-3D matches, PnP, refinement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeloc.features.match import MatchOptions, match_to_landmarks
+from edgeloc.geometry.pnp import PnpOptions, PnpResult, estimate_pose
+from edgeloc.geometry.se3 import rotation_angle_rad
+from edgeloc.localize.candidate import Candidate, Query
+from edgeloc.tiles.layout import LocalMap
+from edgeloc.types import (
+    BoolArray,
+    CameraModel,
+    Cause,
+    Float32Array,
+    FloatArray,
+    IntArray,
+    Matches2D3D,
+    PoseStatus,
+    RetrievalResult,
+    Rung,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegrityOptions:
+    """What a pose must show before it is called LOCALIZED.
+
+    Parameters
+    ----------
+    min_inliers : int
+        Inliers, counted once per landmark and once per image cell of
+        `cell_px`: a heap of features on one spot is one witness.
+    cell_px : float
+        Size of such a cell, as a share of the image's longer side.
+    min_inlier_ratio : float
+        Share of matches that must agree.
+    min_spread : float
+        Smallest of the two standard deviations of inlier positions, as a share of the
+        image's longer side.
+    max_sigma_ratio : float
+        Largest standard deviation of the camera centre, relative to the median distance
+        of the inlier landmarks.
+    ambiguity_ratio : float
+        A second, different pose with this share of the best one's inliers makes the
+        answer ambiguous.
+    """
+
+    min_inliers: int = 12
+    cell_px: float = 1 / 64
+    min_inlier_ratio: float = 0.08
+    min_spread: float = 0.02
+    max_sigma_ratio: float = 0.05
+    ambiguity_ratio: float = 0.7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructureOptions:
+    """Options of RELOCALIZE.
+
+    Parameters
+    ----------
+    match : MatchOptions
+        Of query to landmarks.
+    pnp : PnpOptions
+        Of the pose.
+    integrity : IntegrityOptions
+        Gates.
+    min_shared_landmarks : int
+        Two retrieved keyframes that share this many belong to one cluster.
+    max_clusters : int
+        Clusters tried.
+    """
+
+    match: MatchOptions = field(default_factory=MatchOptions)
+    pnp: PnpOptions = field(default_factory=PnpOptions)
+    integrity: IntegrityOptions = field(default_factory=IntegrityOptions)
+    min_shared_landmarks: int = 10
+    max_clusters: int = 3
+
+
+def covisibility_clusters(
+    visible: Sequence[IntArray], *, min_shared: int
+) -> list[list[int]]:
+    """Return groups of keyframes that share landmarks, directly or in a chain.
+
+    Parameters
+    ----------
+    visible : sequence of ndarray of int64
+        Landmark ids of each keyframe, ascending, in order of retrieval.
+    min_shared : int
+        Landmarks that make two keyframes neighbours.
+
+    Returns
+    -------
+    list of list of int
+        Indices into `visible`, the largest group first, equals in retrieval order.
+    """
+    group = list(range(len(visible)))
+    for b in range(len(visible)):
+        for a in range(b):
+            if group[a] == group[b]:
+                continue
+            shared = np.intersect1d(visible[a], visible[b], assume_unique=True)
+            if len(shared) >= min_shared:
+                old, new = group[b], group[a]
+                group = [new if g == old else g for g in group]
+    clusters: dict[int, list[int]] = {}
+    for idx, g in enumerate(group):
+        clusters.setdefault(g, []).append(idx)
+    return sorted(clusters.values(), key=lambda c: (-len(c), c[0]))
+
+
+def match_local_map(
+    query: Query,
+    local_map: LocalMap,
+    rows: Float32Array,
+    *,
+    options: MatchOptions,
+) -> tuple[Matches2D3D, Float32Array]:
+    """Return 2D-3D matches and the position uncertainty of each landmark.
+
+    Parameters
+    ----------
+    query : Query
+        The frame.
+    local_map : LocalMap
+        Landmarks.
+    rows : ndarray of shape (R, D), float32
+        Decoded descriptors of the local map.
+    options : MatchOptions
+        What counts as a match.
+    """
+    query_idx, point_idx, scores = match_to_landmarks(
+        query.descriptors, rows, local_map.row_to_point, options
+    )
+    order = np.argsort(-scores, kind="stable")
+    query_idx, point_idx = query_idx[order], point_idx[order]
+    matches = Matches2D3D(
+        points2D=query.features.keypoints[query_idx].astype(np.float64),
+        points3D=local_map.points3D[point_idx],
+        point3D_ids=local_map.point3D_ids[point_idx],
+        scores=scores[order],
+    )
+    return matches, local_map.sigmas[point_idx]
+
+
+def count_witnesses(
+    points2D: FloatArray, point3D_ids: IntArray, *, cell_px: float
+) -> int:
+    """Return how many different image cells and landmarks the inliers cover.
+
+    The smaller of the number of distinct cells and of distinct landmarks.
+
+    Parameters
+    ----------
+    points2D : ndarray of shape (M, 2), float64
+        Inlier positions, px.
+    point3D_ids : ndarray of shape (M,), int64
+        Their landmarks.
+    cell_px : float
+        Size of a cell, px.
+    """
+    cells = np.floor(points2D / cell_px).astype(np.int64)
+    return min(len(np.unique(cells, axis=0)), len(np.unique(point3D_ids)))
+
+
+def is_sound(
+    result: PnpResult,
+    matches: Matches2D3D,
+    camera: CameraModel,
+    options: IntegrityOptions,
+) -> bool:
+    """Return whether the evidence carries a LOCALIZED answer.
+
+    Parameters
+    ----------
+    result : PnpResult
+        The pose and its inliers.
+    matches : Matches2D3D
+        What it was computed from.
+    camera : CameraModel
+        Intrinsics.
+    options : IntegrityOptions
+        Gates.
+    """
+    mask = result.inlier_mask
+    side_px = float(max(camera.width, camera.height))
+    points2D = matches.points2D[mask]
+    witnesses = count_witnesses(
+        points2D, matches.point3D_ids[mask], cell_px=options.cell_px * side_px
+    )
+    if witnesses < options.min_inliers:
+        return False
+    if result.num_inliers < options.min_inlier_ratio * len(matches):
+        return False
+    spread = np.linalg.eigvalsh(np.cov(points2D.T))
+    if np.sqrt(max(spread[0], 0.0)) < options.min_spread * side_px:
+        return False
+    in_cam = result.cam_from_world.transform(matches.points3D[mask])
+    distance = float(np.median(np.linalg.norm(in_cam, axis=1)))
+    sigma = float(np.sqrt(np.trace(result.covariance[3:, 3:])))
+    return sigma <= options.max_sigma_ratio * distance
+
+
+def relocalize(
+    query: Query,
+    retrieved: RetrievalResult,
+    *,
+    visible: Sequence[IntArray],
+    load_local_map: Callable[[IntArray], LocalMap],
+    decode: Callable[[npt.NDArray[np.generic]], Float32Array],
+    covariance_scale: float,
+    options: StructureOptions,
+) -> Candidate:
+    """Return the pose of a frame against the landmarks of the retrieved keyframes.
+
+    Parameters
+    ----------
+    query : Query
+        The frame.
+    retrieved : RetrievalResult
+        Keyframes, best first.
+    visible : sequence of ndarray of int64
+        Landmark ids of each retrieved keyframe.
+    load_local_map : callable
+        From keyframe ids to their landmarks.
+    decode : callable
+        From stored to float descriptors.
+    covariance_scale : float
+        Learned on the site's held-out frames.
+    options : StructureOptions
+        Options.
+
+    Returns
+    -------
+    Candidate
+        LOCALIZED, or LOST with the cause.
+    """
+    if len(query.features) < options.integrity.min_inliers:
+        return _lost(Cause.FEW_FEATURES)
+    best: tuple[PnpResult, Matches2D3D] | None = None
+    rejected: Candidate | None = None
+    ambiguous = False
+    clusters = covisibility_clusters(visible, min_shared=options.min_shared_landmarks)
+    for cluster in clusters[: options.max_clusters]:
+        local_map = load_local_map(retrieved.keyframe_ids[np.array(cluster)])
+        if len(local_map) < options.integrity.min_inliers:
+            continue
+        matches, sigmas = match_local_map(
+            query, local_map, decode(local_map.descriptors), options=options.match
+        )
+        if len(matches) < options.integrity.min_inliers:
+            rejected = rejected or _lost(Cause.FEW_MATCHES, matches)
+            continue
+        result = estimate_pose(
+            matches,
+            query.camera,
+            options=options.pnp,
+            point_sigmas=sigmas.astype(np.float64),
+        )
+        if result is None or not is_sound(
+            result, matches, query.camera, options.integrity
+        ):
+            mask = None if result is None else result.inlier_mask
+            rejected = _lost(Cause.FEW_INLIERS, matches, mask)
+            continue
+        if best is None:
+            best = (result, matches)
+            continue
+        ambiguous |= _disagree(best[0], result, matches, options.integrity)
+        if result.num_inliers > best[0].num_inliers:
+            best = (result, matches)
+    if best is None:
+        return rejected or _lost(Cause.FEW_MATCHES)
+    result, matches = best
+    if ambiguous:
+        return _lost(Cause.AMBIGUOUS, matches, result.inlier_mask)
+    return Candidate(
+        status=PoseStatus.LOCALIZED,
+        rung=Rung.RELOCALIZE,
+        cause=Cause.NONE,
+        cam_from_world=result.cam_from_world,
+        covariance=result.covariance * covariance_scale,
+        matches=matches,
+        inlier_mask=result.inlier_mask,
+        reproj_rmse_px=result.reproj_rmse_px,
+    )
+
+
+def _disagree(
+    a: PnpResult, b: PnpResult, matches: Matches2D3D, options: IntegrityOptions
+) -> bool:
+    """Return whether two poses differ although both have similar support."""
+    few, many = sorted([a.num_inliers, b.num_inliers])
+    if few < options.ambiguity_ratio * many:
+        return False
+    a_from_b = a.cam_from_world @ b.cam_from_world.inverse()
+    in_cam = b.cam_from_world.transform(matches.points3D[b.inlier_mask])
+    distance = float(np.median(np.linalg.norm(in_cam, axis=1)))
+    turned = float(rotation_angle_rad(a_from_b.R)) > np.deg2rad(5.0)
+    return turned or float(np.linalg.norm(a_from_b.t)) > 0.1 * distance
+
+
+def _lost(
+    cause: Cause, matches: Matches2D3D | None = None, mask: BoolArray | None = None
+) -> Candidate:
+    return Candidate(
+        status=PoseStatus.LOST,
+        rung=Rung.LOST,
+        cause=cause,
+        matches=matches,
+        inlier_mask=mask,
+    )

@@ -1,0 +1,357 @@
+"""The estimator: one frame in, one honest answer out, within its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edgeloc.clock import Clock, MonotonicClock
+from edgeloc.errors import ConfigError, MapError, TileFormatError
+from edgeloc.features.classical import get_family
+from edgeloc.features.extract import extract_features
+from edgeloc.features.retrieve import VladModel, search
+from edgeloc.localize.candidate import Candidate, FrameTrace, Query
+from edgeloc.localize.interpolate import (
+    CoarseCalibration,
+    InterpolateOptions,
+    interpolate_pose,
+    nearest_keyframes,
+)
+from edgeloc.localize.structure import StructureOptions, relocalize
+from edgeloc.runtime.tile_cache import TileCache
+from edgeloc.tiles.layout import LocalMap
+from edgeloc.tiles.reader import (
+    Site,
+    TileMissingError,
+    assemble_local_map,
+    visible_point3D_ids,
+)
+from edgeloc.types import (
+    CameraModel,
+    Cause,
+    Frame,
+    FrameBudget,
+    IntArray,
+    PoseEstimate,
+    PoseStatus,
+    RetrievalResult,
+    Rigid3,
+    Rung,
+)
+
+METHODS = ("auto", "structure", "interpolate")
+
+_LOST = Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=Cause.NONE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimatorOptions:
+    """Options of the estimator.
+
+    Parameters
+    ----------
+    method : {"auto", "structure", "interpolate"}
+        "auto" answers with the best that is sound and fits; the others with that family
+        alone.
+    cold : bool
+        No prior between frames: each is localized by itself.
+    max_keypoints : int or None
+        Keypoints per frame; None = as in mapping.
+    num_retrieved : int
+        Keyframes whose landmarks are matched.
+    cache_bytes : int
+        Bound of the decoded tiles kept in memory.
+    structure : StructureOptions
+        Of RELOCALIZE.
+    interpolate : InterpolateOptions
+        Of INTERPOLATE.
+    seed : int
+        Of RANSAC.
+    """
+
+    method: str = "auto"
+    cold: bool = False
+    max_keypoints: int | None = None
+    num_retrieved: int = 10
+    cache_bytes: int = 256 << 20
+    structure: StructureOptions = field(default_factory=StructureOptions)
+    interpolate: InterpolateOptions = field(default_factory=InterpolateOptions)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(
+                f"method {self.method!r} is unknown, expected {', '.join(METHODS)}"
+            )
+        if self.num_retrieved < 1:
+            raise ConfigError(f"num_retrieved {self.num_retrieved} must be at least 1")
+        if self.max_keypoints is not None and self.max_keypoints < 1:
+            raise ConfigError(f"max_keypoints {self.max_keypoints} must be at least 1")
+
+
+class _StageTimer:
+    """Times stages and remembers what each costs at its worst, slowly forgetting."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._cost_ns: dict[str, float] = {}
+        self.stage_ns: dict[str, int] = {}
+
+    def start_frame(self) -> None:
+        self.stage_ns = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start_ns = self._clock.now_ns()
+        try:
+            yield
+        finally:
+            spent_ns = self._clock.now_ns() - start_ns
+            self.stage_ns[name] = self.stage_ns.get(name, 0) + spent_ns
+            remembered = self._cost_ns.get(name, 0.0)
+            self._cost_ns[name] = max(float(spent_ns), 0.95 * remembered)
+
+    def cost_ns(self, name: str) -> int:
+        """Return what a stage is expected to cost; 0 before it ran once."""
+        return int(self._cost_ns.get(name, 0.0))
+
+    def forget_one(self, name: str) -> None:
+        """Let a stage that was skipped become affordable again."""
+        if name in self._cost_ns:
+            self._cost_ns[name] *= 0.95
+
+
+class Estimator:
+    """Localizes frames of one camera in one site.
+
+    Parameters
+    ----------
+    site : Site
+        Opened site.
+    camera : CameraModel
+        Intrinsics of the frames.
+    options : EstimatorOptions
+        Options.
+    clock : Clock
+        What tells the time.
+
+    Raises
+    ------
+    ConfigError
+        When the site's feature family is not known here.
+    MapError
+        When the site's retrieval model is not usable.
+    """
+
+    def __init__(
+        self,
+        *,
+        site: Site,
+        camera: CameraModel,
+        options: EstimatorOptions | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._site = site
+        self._camera = camera
+        self._options = options or EstimatorOptions()
+        self._clock = clock or MonotonicClock()
+        self._family = get_family(site.manifest.family.name)
+        try:
+            self._vlad = VladModel.from_arrays(site.retrieval_arrays)
+            self._coarse = CoarseCalibration.from_arrays(site.retrieval_arrays)
+        except ValueError as exc:
+            raise MapError(f"{site.path}: {exc}; build the site again") from exc
+        if self._vlad.dim != site.keyframes.global_descriptors.shape[1]:
+            raise MapError(
+                f"{site.path}: global descriptors have "
+                f"{site.keyframes.global_descriptors.shape[1]} elements, the retrieval "
+                f"model makes {self._vlad.dim}; build the site again"
+            )
+        pnp = replace(self._options.structure.pnp, seed=self._options.seed)
+        self._structure = replace(self._options.structure, pnp=pnp)
+        self._tiles = TileCache(site, max_bytes=self._options.cache_bytes)
+        self._timer = _StageTimer(self._clock)
+        self._last_fix: Rigid3 | None = None
+
+    def warm_up(self) -> None:
+        """Run every stage once on noise, so that the first frame is not the slowest."""
+        noise = np.random.default_rng(0).integers(
+            0, 255, (self._camera.height, self._camera.width), dtype=np.uint8
+        )
+        now_ns = self._clock.now_ns()
+        frame = Frame(frame_id=0, camera_id="", timestamp_ns=now_ns, image=noise)
+        far = FrameBudget(
+            start_ns=now_ns, deadline_ns=now_ns + 10**12, clock=self._clock
+        )
+        self.explain(frame, far)
+        self._last_fix = None
+        self._timer = _StageTimer(self._clock)
+
+    def step(self, frame: Frame, budget: FrameBudget) -> PoseEstimate:
+        """Return the answer for one frame; never raises for what a frame can contain.
+
+        Parameters
+        ----------
+        frame : Frame
+            Of the size of the camera model.
+        budget : FrameBudget
+            Between stages, what no longer fits is not started.
+        """
+        return self.explain(frame, budget)[0]
+
+    def explain(
+        self, frame: Frame, budget: FrameBudget
+    ) -> tuple[PoseEstimate, FrameTrace]:
+        """Return the answer and how it came about."""
+        self._timer.start_frame()
+        trace = self._trace(frame, budget)
+        candidate = _best(trace)
+        if candidate.status is PoseStatus.LOCALIZED and not self._options.cold:
+            self._last_fix = candidate.cam_from_world
+        now_ns = self._clock.now_ns()
+        estimate = PoseEstimate(
+            frame_id=frame.frame_id,
+            timestamp_ns=frame.timestamp_ns,
+            status=candidate.status,
+            rung=candidate.rung,
+            cause=candidate.cause,
+            cam_from_world=candidate.cam_from_world,
+            covariance=candidate.covariance,
+            num_matches=candidate.num_matches,
+            num_inliers=candidate.num_inliers,
+            reproj_rmse_px=candidate.reproj_rmse_px,
+            latency_ns=now_ns - budget.start_ns,
+            deadline_met=now_ns <= budget.deadline_ns,
+            stage_ns=dict(self._timer.stage_ns),
+            map_id=self._site.manifest.map_id,
+        )
+        return estimate, trace
+
+    def _affordable(self, budget: FrameBudget, *stages: str) -> bool:
+        if budget.allows(sum(self._timer.cost_ns(stage) for stage in stages)):
+            return True
+        self._timer.forget_one(stages[-1])
+        return False
+
+    def _trace(self, frame: Frame, budget: FrameBudget) -> FrameTrace:
+        if not self._affordable(budget, "features"):
+            return FrameTrace(candidates={"LOST": replace(_LOST, cause=Cause.DEADLINE)})
+        query = self._describe(frame)
+        if len(query.features) == 0:
+            return FrameTrace(
+                query=query,
+                candidates={"LOST": replace(_LOST, cause=Cause.FEW_FEATURES)},
+            )
+        with self._timer.stage("retrieve"):
+            retrieved = self._retrieve(query)
+        candidates: dict[str, Candidate] = {}
+        if self._options.method != "structure":
+            with self._timer.stage("interpolate"):
+                candidates["INTERPOLATE"] = interpolate_pose(
+                    query=query.global_descriptor,
+                    retrieved=retrieved,
+                    keyframes=self._site.keyframes,
+                    calibration=self._coarse,
+                    options=self._options.interpolate,
+                )
+        if self._options.method != "interpolate":
+            if self._affordable(budget, "local_map", "match_pnp"):
+                candidates["RELOCALIZE"] = self._relocalize(query, retrieved)
+            else:
+                candidates["RELOCALIZE"] = replace(_LOST, cause=Cause.DEADLINE)
+        return FrameTrace(retrieved=retrieved, query=query, candidates=candidates)
+
+    def _describe(self, frame: Frame) -> Query:
+        spec = self._site.manifest.family
+        with self._timer.stage("features"):
+            features = extract_features(
+                frame.image,
+                self._family,
+                max_keypoints=self._options.max_keypoints or spec.max_keypoints,
+                max_side_px=spec.max_side_px,
+            )
+            descriptors = self._family.decode(features.descriptors)
+        return Query(
+            camera=self._camera,
+            features=features,
+            descriptors=descriptors,
+            global_descriptor=self._vlad.describe(descriptors),
+        )
+
+    def _retrieve(self, query: Query) -> RetrievalResult:
+        keyframes = self._site.keyframes
+        found = search(
+            query.global_descriptor,
+            keyframe_ids=keyframes.keyframe_ids,
+            global_descriptors=keyframes.global_descriptors,
+            k=self._options.num_retrieved,
+        )
+        if self._last_fix is None:
+            return found
+        # The places around the last fix are worth a look whatever retrieval says.
+        near = nearest_keyframes(keyframes, self._last_fix, k=3)
+        near = near[~np.isin(near, found.keyframe_ids)]
+        scores = (
+            keyframes.global_descriptors[keyframes.index_of(near)]
+            @ query.global_descriptor
+        )
+        order = np.argsort(-scores, kind="stable")
+        floor = found.scores[-1:] if len(found) else np.zeros(1, np.float32)
+        return RetrievalResult(
+            keyframe_ids=np.concatenate([found.keyframe_ids, near[order]]),
+            scores=np.concatenate(
+                [found.scores, np.minimum(scores[order], floor)]
+            ).astype(np.float32),
+        )
+
+    def _relocalize(self, query: Query, retrieved: RetrievalResult) -> Candidate:
+        def load_local_map(keyframe_ids: IntArray) -> LocalMap:
+            with self._timer.stage("local_map"):
+                return assemble_local_map(self._tiles.load, self._site, keyframe_ids)
+
+        try:
+            with self._timer.stage("local_map"):
+                visible = visible_point3D_ids(
+                    self._tiles.load, self._site, retrieved.keyframe_ids
+                )
+            start_ns = self._timer.stage_ns.get("local_map", 0)
+            with self._timer.stage("match_pnp"):
+                candidate = relocalize(
+                    query,
+                    retrieved,
+                    visible=visible,
+                    load_local_map=load_local_map,
+                    decode=self._family.decode,
+                    covariance_scale=self._site.manifest.covariance_scale,
+                    options=self._structure,
+                )
+            loading_ns = self._timer.stage_ns["local_map"] - start_ns
+            self._timer.stage_ns["match_pnp"] -= loading_ns
+        except TileMissingError:
+            return replace(_LOST, cause=Cause.TILE_MISSING)
+        except TileFormatError:
+            return replace(_LOST, cause=Cause.TILE_CORRUPT)
+        return candidate
+
+
+def _best(trace: FrameTrace) -> Candidate:
+    """Return the best candidate with a pose, and the cause why not a better one."""
+    fix = trace.candidates.get("RELOCALIZE")
+    if fix is not None and fix.cam_from_world is not None:
+        return fix
+    coarse = trace.candidates.get("INTERPOLATE")
+    if coarse is not None and coarse.cam_from_world is not None:
+        cause = Cause.NONE if fix is None else fix.cause
+        return replace(
+            coarse,
+            cause=cause,
+            matches=None if fix is None else fix.matches,
+            inlier_mask=None if fix is None else fix.inlier_mask,
+        )
+    for candidate in (fix, coarse, *trace.candidates.values()):
+        if candidate is not None:
+            return candidate
+    return _LOST

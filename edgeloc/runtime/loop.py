@@ -1,0 +1,167 @@
+"""The run loop: one record per frame, always."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from edgeloc.clock import Clock
+from edgeloc.runtime.capture import FrameFeed
+from edgeloc.runtime.frame_source import AnyFrame, UnreadableFrame
+from edgeloc.runtime.sinks import Sink, record_from_estimate
+from edgeloc.runtime.telemetry import RepeatedWarning, RunSummary
+from edgeloc.types import (
+    Cause,
+    Frame,
+    FrameBudget,
+    PoseEstimate,
+    PoseStatus,
+    Rung,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class Steps(Protocol):
+    """What the loop needs of `edgeloc.runtime.estimator.Estimator`."""
+
+    def step(self, frame: Frame, budget: FrameBudget) -> PoseEstimate:
+        """Answer one frame; does not raise for anything that is in the frame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopOptions:
+    """How the loop runs.
+
+    Parameters
+    ----------
+    budget_ns : int
+        From capture (`from_capture`) or from the start of processing to the record.
+    from_capture : bool
+        Whether the budget starts with the frame's timestamp. With ``--pace every`` a
+        recording's timestamps have nothing to do with now, and it does not.
+    fixed : bool
+        Hold each record back until its deadline.
+    max_frames : int or None
+        Stop after that many records.
+    image_size : (int, int)
+        Width and height that the camera model is for, px.
+    map_id : str
+        For the records of frames that the estimator never sees.
+    """
+
+    budget_ns: int
+    from_capture: bool
+    fixed: bool
+    max_frames: int | None
+    image_size: tuple[int, int]
+    map_id: str
+
+
+def _checked(frame: AnyFrame, image_size: tuple[int, int]) -> AnyFrame:
+    """Return the frame, or an unreadable one when its size is not the camera's."""
+    if isinstance(frame, UnreadableFrame):
+        return frame
+    size = (frame.image.shape[1], frame.image.shape[0])
+    if size == image_size:
+        return frame
+    return UnreadableFrame(
+        frame_id=frame.frame_id,
+        camera_id=frame.camera_id,
+        timestamp_ns=frame.timestamp_ns,
+        source=frame.source,
+        reason=f"{frame.source} is {size[0]}x{size[1]}, the camera model is for "
+        f"{image_size[0]}x{image_size[1]}",
+    )
+
+
+def lost_estimate(
+    frame: UnreadableFrame, budget: FrameBudget, *, map_id: str
+) -> PoseEstimate:
+    """Return the answer for a frame without a usable image."""
+    now_ns = budget.clock.now_ns()
+    return PoseEstimate(
+        frame_id=frame.frame_id,
+        timestamp_ns=frame.timestamp_ns,
+        status=PoseStatus.LOST,
+        rung=Rung.LOST,
+        cause=Cause.CAMERA_STALL,
+        cam_from_world=None,
+        covariance=None,
+        latency_ns=max(now_ns - budget.start_ns, 0),
+        deadline_met=now_ns <= budget.deadline_ns,
+        map_id=map_id,
+    )
+
+
+def _emit(
+    sinks: Sequence[Sink], estimate: PoseEstimate, record: dict[str, Any]
+) -> bool:
+    """Give a record to every sink; False when standard output is closed."""
+    return all([sink.emit(estimate, record) for sink in sinks])  # noqa: C419 - all emit
+
+
+def run_loop(
+    feed: FrameFeed,
+    estimator: Steps,
+    sinks: Sequence[Sink],
+    options: LoopOptions,
+    *,
+    clock: Clock,
+    stop: threading.Event,
+    summary: RunSummary,
+) -> None:
+    """Answer frames until they end, `stop` is set or nobody reads any more.
+
+    Parameters
+    ----------
+    feed : FrameFeed
+        Frames.
+    estimator : Steps
+        Answers.
+    sinks : sequence of Sink
+        Take the records.
+    options : LoopOptions
+        How.
+    clock : Clock
+        Of the budgets.
+    stop : threading.Event
+        Set by a signal; the frame in work is finished.
+    summary : RunSummary
+        Filled as the run goes, so that it is there whatever ends the run.
+
+    Raises
+    ------
+    CameraError
+        When a live source broke; all records so far are out.
+    """
+    unreadable = RepeatedWarning(_log, clock)
+    feed.begin()
+    while options.max_frames is None or summary.num_frames < options.max_frames:
+        frame = feed.next(stop)
+        if frame is None:
+            break
+        frame = _checked(frame, options.image_size)
+        start_ns = frame.timestamp_ns if options.from_capture else clock.now_ns()
+        budget = FrameBudget(
+            start_ns=start_ns,
+            deadline_ns=start_ns + options.budget_ns,
+            clock=clock,
+        )
+        if isinstance(frame, UnreadableFrame):
+            unreadable.warn(frame.reason)
+            estimate = lost_estimate(frame, budget, map_id=options.map_id)
+        else:
+            estimate = estimator.step(frame, budget)
+        record = record_from_estimate(estimate, source=frame.source)
+        if options.fixed:
+            clock.sleep_until_ns(budget.deadline_ns)
+        summary.add(estimate)
+        summary.num_unreadable = unreadable.count
+        summary.num_dropped = feed.num_dropped
+        if not _emit(sinks, estimate, record):
+            _log.info("standard output was closed: ending")
+            break

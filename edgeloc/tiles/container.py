@@ -1,0 +1,230 @@
+"""The frame around every binary file of a site: sections that leave no byte unsaid.
+
+Layout and the reason for each rule are in FORMAT.md. A file that `unpack` accepts has
+exactly one reading: the sections are those of its kind, in order, adjacent, aligned,
+padded with zeros and checksummed, and nothing follows them.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgeloc.errors import TileFormatError
+
+MAGIC = b"\x89EdgLoc\n"
+FORMAT_VERSION = 1
+ALIGNMENT_BYTES = 8
+
+HEADER = struct.Struct("<8sHHIQII")
+"""Magic, version, kind, number of sections, bytes of the file, CRC-32, zero."""
+TABLE_ENTRY = struct.Struct("<4sHHQQII")
+"""Tag, codec, zero, offset, bytes, CRC-32, zero."""
+_CRC_AT = 24
+
+
+class FileKind(enum.IntEnum):
+    """What a file is."""
+
+    TILE = 1
+    INDEX = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """One section of a file.
+
+    Parameters
+    ----------
+    tag : str
+        Four ASCII letters.
+    codec : int
+        How the payload is coded, see `edgeloc.tiles.codec.Codec`.
+    payload : memoryview
+        Its bytes, without padding.
+    offset : int
+        Where the payload begins in the file, for messages.
+    """
+
+    tag: str
+    codec: int
+    payload: memoryview
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A file that was taken apart.
+
+    Parameters
+    ----------
+    sections : mapping of str to Section
+        By tag.
+    crc32 : int
+        Of header and table, hence of the whole file, since the table holds the
+        checksum of each section.
+    """
+
+    sections: Mapping[str, Section]
+    crc32: int
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def header_crc32(head: bytes) -> int:
+    """Return the checksum of header and table, with its own field taken as zero.
+
+    Parameters
+    ----------
+    head : bytes
+        Header and table.
+
+    Returns
+    -------
+    int
+    """
+    return zlib.crc32(head[:_CRC_AT] + bytes(4) + head[_CRC_AT + 4 :])
+
+
+def pack(kind: FileKind, sections: Mapping[str, tuple[int, bytes]]) -> bytes:
+    """Return the bytes of a file.
+
+    Parameters
+    ----------
+    kind : FileKind
+        What it is.
+    sections : mapping of str to (int, bytes)
+        Codec and payload by tag, in the order in which they are stored.
+
+    Returns
+    -------
+    bytes
+    """
+    head_bytes = HEADER.size + TABLE_ENTRY.size * len(sections)
+    table, body = bytearray(), bytearray()
+    for tag, (codec, payload) in sections.items():
+        table += TABLE_ENTRY.pack(
+            tag.encode("ascii"),
+            codec,
+            0,
+            head_bytes + len(body),
+            len(payload),
+            zlib.crc32(payload),
+            0,
+        )
+        body += payload + bytes(_padded(len(payload)) - len(payload))
+    file_bytes = head_bytes + len(body)
+    header = HEADER.pack(MAGIC, FORMAT_VERSION, kind, len(sections), file_bytes, 0, 0)
+    head = bytearray(header + table)
+    struct.pack_into("<I", head, _CRC_AT, header_crc32(bytes(head)))
+    return bytes(head + body)
+
+
+def _check_header(data: bytes, kind: FileKind, num_sections: int) -> int:
+    """Return the stored checksum of a header that is in order."""
+    if len(data) < HEADER.size:
+        raise TileFormatError(
+            f"has {len(data)} bytes, a header alone takes {HEADER.size}", offset=0
+        )
+    magic, version, found_kind, found_sections, file_bytes, crc32, zero = (
+        HEADER.unpack_from(data)
+    )
+    if magic != MAGIC:
+        raise TileFormatError(f"begins with {magic!r}, expected {MAGIC!r}", offset=0)
+    if version != FORMAT_VERSION:
+        raise TileFormatError(
+            f"has format version {version}, this edgeloc reads {FORMAT_VERSION}",
+            offset=8,
+        )
+    if found_kind != kind:
+        raise TileFormatError(
+            f"is of kind {found_kind}, expected {int(kind)} ({kind.name})", offset=10
+        )
+    if found_sections != num_sections:
+        raise TileFormatError(
+            f"has {found_sections} sections, expected {num_sections}", offset=12
+        )
+    if file_bytes != len(data):
+        raise TileFormatError(
+            f"has {len(data)} bytes, its header says {file_bytes}", offset=16
+        )
+    if zero != 0:
+        raise TileFormatError(f"has {zero} in a reserved field", offset=28)
+    return int(crc32)
+
+
+def unpack(data: bytes, kind: FileKind, tags: Sequence[str]) -> Container:
+    """Return the sections of a file, every rule of the frame checked.
+
+    Takes no memory beyond `data`: sections are views of it.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    kind : FileKind
+        What it has to be.
+    tags : sequence of str
+        The sections that such a file has, in order.
+
+    Returns
+    -------
+    Container
+
+    Raises
+    ------
+    TileFormatError
+        With the offset of the first violation.
+    """
+    stored_crc32 = _check_header(data, kind, len(tags))
+    head_bytes = HEADER.size + TABLE_ENTRY.size * len(tags)
+    if len(data) < head_bytes:
+        raise TileFormatError("ends inside the section table", offset=len(data))
+    if header_crc32(data[:head_bytes]) != stored_crc32:
+        raise TileFormatError("header and table fail their checksum", offset=_CRC_AT)
+
+    view = memoryview(data)
+    sections: dict[str, Section] = {}
+    position = head_bytes
+    for i, tag in enumerate(tags):
+        at = HEADER.size + i * TABLE_ENTRY.size
+        found, codec, zero, offset, num_bytes, crc32, zero2 = TABLE_ENTRY.unpack_from(
+            data, at
+        )
+        if found != tag.encode("ascii"):
+            raise TileFormatError(
+                f"section {i} is {found!r}, expected {tag!r}", offset=at
+            )
+        if zero != 0 or zero2 != 0:
+            raise TileFormatError(
+                f"section {tag} has a reserved field that is not 0", offset=at
+            )
+        if offset != position:
+            raise TileFormatError(
+                f"section {tag} begins at {offset}, expected {position}: sections "
+                "neither overlap nor leave holes",
+                offset=at + 8,
+            )
+        end = offset + num_bytes
+        position = _padded(end)
+        if position > len(data):
+            raise TileFormatError(
+                f"section {tag} ends at {position}, the file at {len(data)}",
+                offset=at + 16,
+            )
+        payload = view[offset:end]
+        if zlib.crc32(payload) != crc32:
+            raise TileFormatError(f"section {tag} fails its checksum", offset=offset)
+        if any(view[end:position]):
+            raise TileFormatError(f"padding after {tag} is not 0", offset=end)
+        sections[tag] = Section(tag=tag, codec=codec, payload=payload, offset=offset)
+    if position != len(data):
+        raise TileFormatError(
+            f"has {len(data) - position} bytes after the last section", offset=position
+        )
+    return Container(sections=sections, crc32=stored_crc32)

@@ -1,0 +1,146 @@
+"""Options from the command line and from TOML."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from edgeloc.cli.run import build_parser
+from edgeloc.config import RunConfig, option_name, resolve_run_config
+from edgeloc.errors import ConfigError
+
+BOTH = {"camera": "0", "map": "site"}
+
+
+def write(folder, text):
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def problems_of(command_line, file=None):
+    with pytest.raises(ConfigError) as caught:
+        resolve_run_config(command_line, file=file)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.split("; ")
+
+
+def test_defaults():
+    config = resolve_run_config(BOTH)
+    assert config == RunConfig(camera="0", map="site")
+    assert config.budget_ns == 33_000_000
+    assert config.out == ("jsonl:-",)
+
+
+def test_every_option_of_the_command_line_is_a_key_and_back():
+    options = {
+        action.option_strings[0].removeprefix("--")
+        for action in build_parser()._actions
+    }
+    fields = {option_name(name) for name in RunConfig.__dataclass_fields__}
+    assert options - {"-h", "version", "config"} == fields
+
+
+def test_text_of_the_command_line_becomes_values():
+    config = resolve_run_config(
+        {**BOTH, "budget_ms": "12.5", "max_frames": "7", "rate": "15", "seed": "3"}
+    )
+    assert (config.budget_ms, config.max_frames, config.rate, config.seed) == (
+        12.5,
+        7,
+        15.0,
+        3,
+    )
+
+
+def test_file_gives_values_and_the_command_line_wins(tmp_path):
+    path = write(
+        tmp_path,
+        'camera = "/dev/video2"\nmap = "site"\nbudget-ms = 50\ncold = true\n'
+        'out = ["jsonl:-", "udp://127.0.0.1:9000"]\nmax-frames = 10\n',
+    )
+    config = resolve_run_config({"max_frames": "3", "cold": False}, file=path)
+    assert config == RunConfig(
+        camera="/dev/video2",
+        map="site",
+        budget_ms=50.0,
+        cold=False,
+        out=("jsonl:-", "udp://127.0.0.1:9000"),
+        max_frames=3,
+    )
+
+
+def test_all_problems_are_reported_at_once(tmp_path):
+    path = write(
+        tmp_path,
+        'budget_ms = 20\nmethod = "magic"\nseed = 1.5\ncold = "yes"\nnonsense = 1\n',
+    )
+    assert problems_of({"rate": "fast", "max_frames": "0"}, path) == [
+        f"{path}: unknown key budget_ms, did you mean budget-ms",
+        f"{path}: method must be one of auto, structure, scene-coords, local-sfm, "
+        "relative, interpolate, regress, got 'magic'",
+        f"{path}: seed must be a whole number, got 1.5",
+        f"{path}: cold must be true or false, got 'yes'",
+        f"{path}: unknown key nonsense",
+        "--rate must be a number, got 'fast'",
+        "--max-frames must be from 1 to 2147483647, got '0'",
+        "--camera SOURCE is missing (or use --demo)",
+        "--map SITE is missing (or use --demo)",
+    ]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-1", "60001"])
+def test_budget_must_be_a_sensible_number(value):
+    assert problems_of({**BOTH, "budget_ms": value}) == [
+        f"--budget-ms must be > 0 and at most 60000, got '{value}'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"camera": "0"}, "--map SITE is missing (or use --demo)"),
+        (
+            {"demo": True, "camera": "0"},
+            "--demo brings its own camera: leave --camera away",
+        ),
+        ({"check": True, "camera": "0"}, "--check --camera also needs --map SITE"),
+        (
+            {**BOTH, "quiet": True, "debug": True},
+            "--quiet and --debug exclude each oth",
+        ),
+        ({**BOTH, "out": ["jsonl:-", "jsonl:-"]}, "--out is given twice for the same"),
+        ({**BOTH, "camera": " "}, "--camera must be a text that is not empty"),
+    ],
+)
+def test_contradictions(given, problem):
+    assert problems_of(given)[0].startswith(problem)
+
+
+@pytest.mark.parametrize("given", [{"check": True}, {"demo": True}])
+def test_check_and_demo_need_no_camera(given):
+    config = resolve_run_config(given)
+    assert (config.camera, config.map) == (None, None)
+
+
+def test_file_that_is_not_toml(tmp_path):
+    path = write(tmp_path, "camera = \n")
+    assert problems_of(BOTH, path)[0].startswith(f"{path}: is not valid TOML")
+    path.write_bytes(b"\xff\xfe")
+    assert problems_of(BOTH, path)[0].startswith(f"{path}: is not valid TOML")
+
+
+def test_file_that_is_missing(tmp_path):
+    path = tmp_path / "none.toml"
+    assert problems_of(BOTH, path) == [
+        f"{path}: cannot be read (No such file or directory)"
+    ]
+
+
+def test_python_without_a_toml_parser_says_what_to_install(tmp_path, monkeypatch):
+    parser = "tomllib" if sys.version_info >= (3, 11) else "tomli"
+    monkeypatch.setitem(sys.modules, parser, None)
+    path = write(tmp_path, "cold = true\n")
+    assert problems_of(BOTH, path)[0].startswith(f"{path}: reading TOML needs {parser}")

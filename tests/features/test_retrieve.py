@@ -1,0 +1,82 @@
+"""Retrieval by aggregated local descriptors."""
+
+import numpy as np
+import pytest
+
+from edgeloc.features.retrieve import VladModel, search, train_vlad
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def model(rng):
+    return train_vlad(unit(rng.normal(size=(2000, 64))), num_words=16, dim=24, seed=0)
+
+
+def test_the_same_things_seen_again_are_found(model, rng):
+    places = [unit(rng.normal(size=(300, 64))) for _ in range(20)]
+    table = np.stack([model.describe(place) for place in places])
+    for idx, place in enumerate(places):
+        seen = place[rng.permutation(300)[:200]]
+        noisy = unit(seen + rng.normal(scale=0.03, size=seen.shape))
+        result = search(
+            model.describe(noisy),
+            keyframe_ids=np.arange(100, 120),
+            global_descriptors=table,
+            k=3,
+        )
+        assert result.keyframe_ids[0] == 100 + idx
+        assert result.scores[0] > result.scores[1] + 0.2
+
+
+def test_vlad_matches_its_definition(model, rng):
+    descriptors = unit(rng.normal(size=(40, 64)))
+    expected = np.zeros_like(model.centroids)
+    for row in (descriptors - model.mean) @ model.projection.T:
+        word = np.argmin(np.linalg.norm(model.centroids - row, axis=1))
+        expected[word] += row - model.centroids[word]
+    norms = np.linalg.norm(expected, axis=1, keepdims=True)
+    expected = expected / np.maximum(norms, 1e-9)
+    expected = expected.ravel() / np.linalg.norm(expected)
+    np.testing.assert_allclose(model.describe(descriptors), expected, atol=1e-5)
+
+
+def test_order_of_features_does_not_matter(model, rng):
+    descriptors = unit(rng.normal(size=(100, 64)))
+    shuffled = descriptors[rng.permutation(100)]
+    np.testing.assert_allclose(
+        model.describe(descriptors), model.describe(shuffled), atol=1e-5
+    )
+
+
+def test_no_features_give_zeros(model):
+    np.testing.assert_array_equal(
+        model.describe(np.zeros((0, 64), np.float32)), np.zeros(model.dim)
+    )
+
+
+def test_arrays_round_trip_and_are_checked(model):
+    arrays = dict(model.to_arrays())
+    again = VladModel.from_arrays(arrays)
+    np.testing.assert_array_equal(again.centroids, model.centroids)
+    with pytest.raises(ValueError, match="lacks centroids"):
+        VladModel.from_arrays({k: v for k, v in arrays.items() if k != "centroids"})
+    with pytest.raises(ValueError, match="do not fit"):
+        VladModel.from_arrays({**arrays, "mean": arrays["mean"][:-1]})
+
+
+def test_training_is_repeatable(rng):
+    rows = unit(rng.normal(size=(500, 32)))
+    a = train_vlad(rows, num_words=8, dim=16, seed=3)
+    b = train_vlad(rows, num_words=8, dim=16, seed=3)
+    np.testing.assert_array_equal(a.centroids, b.centroids)
+
+
+def test_search_asks_for_more_than_there_is(model):
+    table = np.eye(3, model.dim, dtype=np.float32)
+    result = search(
+        table[1], keyframe_ids=np.array([5, 6, 7]), global_descriptors=table, k=10
+    )
+    assert result.keyframe_ids.tolist() == [6, 5, 7]

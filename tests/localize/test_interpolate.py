@@ -1,0 +1,206 @@
+"""Pose interpolation between retrieved keyframes."""
+
+import numpy as np
+import pytest
+
+from edgeloc.geometry.se3 import exp_so3, log_se3, rotation_angle_rad
+from edgeloc.localize.interpolate import (
+    CoarseCalibration,
+    InterpolateOptions,
+    barycentric_weights,
+    consistent_keyframes,
+    cosine_weights,
+    equal_weights,
+    interpolate_pose,
+    keyframe_spacing,
+    nearest_keyframes,
+)
+from edgeloc.tiles.layout import KeyframeTable
+from edgeloc.types import PoseStatus, RetrievalResult, Rigid3, Rung
+
+CALIBRATION = CoarseCalibration(
+    min_score=0.2, position_sigma=0.1, rotation_sigma_rad=0.05, keyframe_spacing=0.2
+)
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def table(centers, descriptors, rotations=None):
+    centers = np.asarray(centers, float)
+    if rotations is None:
+        rotations = np.repeat(np.eye(3)[None], len(centers), axis=0)
+    return KeyframeTable(
+        keyframe_ids=np.arange(10, 10 + len(centers)),
+        camera_ids=("c",) * len(centers),
+        R=rotations,
+        t=-np.einsum("kij,kj->ki", rotations, centers),
+        global_descriptors=descriptors,
+    )
+
+
+def retrieve(query, keyframes):
+    scores = keyframes.global_descriptors @ query
+    order = np.argsort(-scores)
+    return RetrievalResult(
+        keyframe_ids=keyframes.keyframe_ids[order], scores=scores[order]
+    )
+
+
+def test_equal_weights():
+    np.testing.assert_allclose(equal_weights(np.zeros((4, 8), np.float32)), 0.25)
+
+
+def test_barycentric_weights_find_the_mixture(rng):
+    """A query made as 0.7 a + 0.3 b gets those weights as the ridge goes to zero."""
+    d = unit(rng.normal(size=(2, 64)))
+    query = (0.7 * d[0] + 0.3 * d[1]).astype(np.float32)
+    weights = barycentric_weights(query, d, ridge=1e-9)
+    np.testing.assert_allclose(weights, [0.7, 0.3], atol=1e-5)
+
+
+def test_barycentric_weights_minimise_their_objective(rng):
+    d = unit(rng.normal(size=(3, 16)) + 1.0)
+    query = unit(d.sum(axis=0) + 0.1 * rng.normal(size=16))
+    ridge = 0.1
+
+    def objective(w):
+        return np.sum((query - w @ d) ** 2) + ridge * np.sum((w - 1 / 3) ** 2)
+
+    best = barycentric_weights(query, d, ridge=ridge)
+    assert best.sum() == pytest.approx(1.0)
+    for _ in range(50):
+        step = rng.normal(size=3) * 0.05
+        other = best + step - step.mean()
+        assert objective(other) >= objective(best) - 1e-9
+
+
+def test_negative_barycentric_weights_are_clamped(rng):
+    d = unit(rng.normal(size=(3, 8)) * 0.1 + np.eye(3, 8))
+    query = unit(d[0] + 0.9 * (d[0] - d[1]))
+    weights = barycentric_weights(query, d, ridge=1e-6)
+    assert weights.min() >= 0
+    assert weights.sum() == pytest.approx(1.0)
+
+
+def test_cosine_weights_follow_the_formula():
+    d = np.array([[1, 0], [0.6, 0.8], [-1, 0]], np.float32)
+    weights = cosine_weights(np.array([1, 0], np.float32), d, alpha=8)
+    expected = np.array([1.0, 0.6**8, 0.0])
+    np.testing.assert_allclose(weights, expected / expected.sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", ["ewb", "bdi", "csi"])
+def test_a_pose_halfway_is_found_halfway(weighting, rng):
+    d = unit(rng.normal(size=(2, 64)))
+    rotations = np.stack([exp_so3([0, 0.2, 0]), exp_so3([0, -0.2, 0])])
+    keyframes = table([[0, 0, 0], [0.4, 0, 0]], d, rotations)
+    query = unit(d[0] + d[1])
+    candidate = interpolate_pose(
+        query=query,
+        retrieved=retrieve(query, keyframes),
+        keyframes=keyframes,
+        calibration=CALIBRATION,
+        options=InterpolateOptions(weighting=weighting),
+    )
+    assert candidate.status is PoseStatus.COARSE
+    assert candidate.rung is Rung.INTERPOLATE
+    pose = candidate.cam_from_world
+    np.testing.assert_allclose(pose.origin_in_a, [0.2, 0, 0], atol=1e-3)
+    assert rotation_angle_rad(pose.R) < 1e-3
+
+
+def test_an_outlier_keyframe_is_dropped(rng):
+    base = unit(rng.normal(size=64))
+    d = unit(base + 0.2 * rng.normal(size=(3, 64)))
+    d[1] = unit(base + 0.1 * rng.normal(size=64))
+    keyframes = table([[0, 0, 0], [50, 0, 0], [0.2, 0, 0]], d)
+    candidate = interpolate_pose(
+        query=base,
+        retrieved=retrieve(base, keyframes),
+        keyframes=keyframes,
+        calibration=CALIBRATION,
+        options=InterpolateOptions(weighting="ewb"),
+    )
+    np.testing.assert_allclose(
+        candidate.cam_from_world.origin_in_a, [0.1, 0, 0], atol=1e-6
+    )
+
+
+def test_nothing_alike_is_lost(rng):
+    keyframes = table([[0, 0, 0], [1, 0, 0]], unit(rng.normal(size=(2, 512))))
+    query = unit(rng.normal(size=512))
+    candidate = interpolate_pose(
+        query=query,
+        retrieved=retrieve(query, keyframes),
+        keyframes=keyframes,
+        calibration=CALIBRATION,
+        options=InterpolateOptions(),
+    )
+    assert candidate.status is PoseStatus.LOST
+    assert candidate.cam_from_world is None
+
+
+def test_covariance_holds_spread_and_calibration_in_the_camera_frame():
+    """Keyframes spread along world x; the camera looks along world x."""
+    d = unit(np.ones((2, 4)))
+    R = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])
+    keyframes = table([[0, 0, 0], [0.6, 0, 0]], d, np.stack([R, R]))
+    candidate = interpolate_pose(
+        query=d[0],
+        retrieved=retrieve(d[0], keyframes),
+        keyframes=keyframes,
+        calibration=CALIBRATION,
+        options=InterpolateOptions(weighting="ewb"),
+    )
+    expected = np.diag([0.05**2] * 3 + [0.01, 0.01, 0.01 + 0.3**2])
+    np.testing.assert_allclose(candidate.covariance, expected, atol=1e-9)
+    # The same as the definition: true = Exp(xi) @ estimate at either keyframe.
+    true = Rigid3(R=R, t=keyframes.t[1])
+    xi = log_se3(true @ candidate.cam_from_world.inverse())
+    assert abs(xi[5]) == pytest.approx(0.3)
+
+
+def test_consistent_keyframes_prefers_the_supported_group():
+    centers = np.array([[9.0, 0, 0], [0, 0, 0], [0.1, 0, 0]])
+    rotations = np.repeat(np.eye(3)[None], 3, axis=0)
+    scores = np.array([0.5, 0.4, 0.4], np.float32)
+    keep = consistent_keyframes(
+        centers, rotations, scores, max_distance=1.0, max_angle_deg=40
+    )
+    assert keep.tolist() == [False, True, True]
+    rotations = rotations.copy()
+    rotations[2] = exp_so3([0, 1.5, 0])
+    keep = consistent_keyframes(
+        centers, rotations, scores, max_distance=1.0, max_angle_deg=40
+    )
+    assert keep.tolist() == [True, False, False]
+
+
+def test_nearest_keyframes_look_the_same_way():
+    keyframes = table(
+        [[0, 0, 0], [0.1, 0, 0], [5, 0, 0]],
+        unit(np.ones((3, 4))),
+        np.stack([np.eye(3), exp_so3([0, np.pi - 0.01, 0]), np.eye(3)]),
+    )
+    near = nearest_keyframes(keyframes, Rigid3.identity(), k=2)
+    assert near.tolist() == [10, 12]
+
+
+def test_spacing_is_the_median_nearest_distance():
+    assert keyframe_spacing(np.array([[0.0, 0, 0], [1, 0, 0], [3, 0, 0]])) == 1.0
+    assert keyframe_spacing(np.zeros((1, 3))) == 0.0
+
+
+def test_calibration_round_trips_and_is_checked():
+    arrays = CALIBRATION.to_arrays()
+    again = CoarseCalibration.from_arrays(arrays)
+    assert again.position_sigma == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="no calibration of 4 numbers"):
+        CoarseCalibration.from_arrays({})
+
+
+def test_options_refuse_an_unknown_weighting():
+    with pytest.raises(ValueError, match="expected one of ewb, bdi, csi"):
+        InterpolateOptions(weighting="best")

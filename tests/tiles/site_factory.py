@@ -1,0 +1,144 @@
+"""Small sites for tests, and how to damage them with checksums that still hold."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgeloc.geometry.se3 import exp_so3
+from edgeloc.tiles.container import HEADER, TABLE_ENTRY, header_crc32
+from edgeloc.tiles.layout import (
+    FamilySpec,
+    KeyframeTable,
+    LandmarkTable,
+    SiteContents,
+)
+from edgeloc.tiles.manifest import seal
+from edgeloc.tiles.reader import Site
+from edgeloc.types import CameraModel
+
+CAMERA = CameraModel(
+    model="PINHOLE", width=640, height=480, params=(500.0, 500.0, 320.0, 240.0)
+)
+
+
+def make_contents(
+    rng: np.random.Generator,
+    *,
+    num_landmarks: int = 6,
+    num_keyframes: int = 3,
+    extent: float = 4.0,
+    center: float = 0.0,
+    dtype: str = "uint8",
+    points3D: np.ndarray | None = None,
+    visible_share: float = 0.5,
+) -> SiteContents:
+    """A random site; descriptors begin with (landmark % 100, landmark // 100, row)."""
+    if points3D is None:
+        points3D = center + extent * rng.uniform(-0.5, 0.5, (num_landmarks, 3))
+    num_landmarks = len(points3D)
+    counts = rng.integers(1, 4, num_landmarks)
+    owners = np.repeat(np.arange(num_landmarks), counts)
+    descriptors = np.zeros((len(owners), 4))
+    descriptors[:, 0], descriptors[:, 1] = owners % 100, owners // 100
+    descriptors[:, 2] = np.arange(len(owners)) % 100
+    descriptors[:, 3] = rng.integers(0, 100, len(owners))
+    visible = [
+        np.flatnonzero(rng.uniform(size=num_landmarks) < visible_share)
+        for _ in range(num_keyframes)
+    ]
+    rotations = np.array([exp_so3(rng.normal(size=3)) for _ in range(num_keyframes)])
+    centers = center + extent * rng.uniform(-0.6, 0.6, (num_keyframes, 3))
+    global_descriptors = rng.normal(size=(num_keyframes, 8))
+    global_descriptors /= np.linalg.norm(global_descriptors, axis=1, keepdims=True)
+    ids = np.cumsum(rng.integers(1, 9, num_keyframes)) - 1
+    return SiteContents(
+        name="Küche",
+        metric=True,
+        cameras={"left": CAMERA, "Rechts": replace(CAMERA, width=800)},
+        family=FamilySpec(
+            name="orb", stored_dtype=dtype, stored_dim=4, max_keypoints=1000
+        ),
+        keyframes=KeyframeTable(
+            keyframe_ids=ids.astype(np.int64),
+            camera_ids=tuple(rng.choice(["left", "Rechts"], num_keyframes).tolist()),
+            R=rotations,
+            t=-np.einsum("kij,kj->ki", rotations, centers),
+            global_descriptors=global_descriptors.astype(np.float32),
+        ),
+        landmarks=LandmarkTable(
+            points3D=points3D,
+            sigmas=np.exp(rng.uniform(-7, 1, num_landmarks)).astype(np.float32),
+            num_observations=rng.integers(0, 400, num_landmarks),
+            descriptor_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(int),
+            descriptors=descriptors.astype(dtype),
+        ),
+        visible_offsets=np.cumsum([0, *map(len, visible)]),
+        visible_landmark_idx=np.concatenate(visible).astype(np.int64),
+        retrieval_arrays={
+            "words": rng.normal(size=(3, 4)).astype(np.float32),
+            "mean": rng.normal(size=5).astype(np.float32),
+        },
+        gravity_in_world=(0.0, 0.6, 0.8),
+        geo_reference={
+            "latitude_deg": 47.5,
+            "longitude_deg": -8.25,
+            "altitude_m": 400.0,
+        },
+        build={"tool": "edgeloc-build 0.1", "num_images": 3, "rmse_px": 0.75},
+    )
+
+
+def landmark_of(descriptor: np.ndarray) -> int:
+    """The index into the contents that `make_contents` wrote into a descriptor."""
+    return int(descriptor[0]) + 100 * int(descriptor[1])
+
+
+def table_of(data: bytes) -> list[tuple]:
+    """The section table, as far as the file has it."""
+    room = max(0, len(data) - HEADER.size) // TABLE_ENTRY.size
+    count = min(HEADER.unpack_from(data)[3], room) if len(data) >= HEADER.size else 0
+    return [
+        TABLE_ENTRY.unpack_from(data, HEADER.size + i * TABLE_ENTRY.size)
+        for i in range(count)
+    ]
+
+
+def reseal(data: bytes) -> bytes:
+    """Recompute all checksums of a damaged tile or index."""
+    out = bytearray(data)
+    table = table_of(data)
+    for i, (_, _, _, offset, num_bytes, _, _) in enumerate(table):
+        crc32 = zlib.crc32(data[offset : offset + num_bytes])
+        at = HEADER.size + i * TABLE_ENTRY.size + 24
+        struct.pack_into("<I", out, at, crc32)
+    if len(out) >= HEADER.size:
+        head = bytes(out[: HEADER.size + len(table) * TABLE_ENTRY.size])
+        struct.pack_into("<I", out, 24, header_crc32(head))
+    return bytes(out)
+
+
+def stored_crc32(data: bytes) -> int:
+    return HEADER.unpack_from(data)[5] if len(data) >= HEADER.size else 0
+
+
+def listed(site: Site, data: bytes) -> Site:
+    """The site with size and checksum of tile 0 as those of `data`."""
+    entry = site.manifest.tiles[0]
+    file = replace(entry.file, num_bytes=len(data), crc32=stored_crc32(data))
+    tiles = (replace(entry, file=file), *site.manifest.tiles[1:])
+    return replace(site, manifest=replace(site.manifest, tiles=tiles))
+
+
+def edit_site_json(path: Path, edit: Callable[[dict], object]) -> None:
+    """Change site.json and give it the map id that goes with the change."""
+    file = path / "site.json"
+    document = json.loads(file.read_text(encoding="utf-8"))
+    edit(document)
+    file.write_bytes(seal(document))

@@ -1,0 +1,89 @@
+"""`edgeloc-build`: from recordings to sites."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeloc.cli.common import EXIT_OK, OneLineParser, run_command, silence_opencv
+from edgeloc_tools.cli import map_command
+from edgeloc_tools.mapping import sfm_command
+from edgeloc_tools.synth import command as synth_command
+
+PROG = "edgeloc-build"
+
+_DESCRIPTION = "Build, check and look into sites. Results on stdout, progress on stderr."
+
+_EXAMPLES = """\
+  edgeloc-build map --format 7scenes --input redkitchen --split train -o site/
+  edgeloc-build sfm --format video --input walk.mp4 -o model/ && \\
+    edgeloc-build map --format colmap --input model/ -o site/
+  edgeloc-build verify site/
+  edgeloc-build inspect site/
+  edgeloc-build synth --kind room -o recording/
+
+exit codes: 0 ok, 2 usage or recording, 3 map, 70 other"""
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from edgeloc.tiles.reader import verify_site
+
+    verify_site(args.site)
+    print(f"{args.site}: every file is as it was written")
+    return EXIT_OK
+
+
+def _run_inspect(args: argparse.Namespace) -> int:
+    from edgeloc_tools.mapping.inspect import describe_site
+
+    print(json.dumps(describe_site(args.site), indent=2))
+    return EXIT_OK
+
+
+def make_parser() -> OneLineParser:
+    """Return the parser of all subcommands."""
+    parser = OneLineParser(prog=PROG, description=_DESCRIPTION, examples=_EXAMPLES)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_text, module in (
+        ("map", "a posed recording to a site", map_command),
+        ("sfm", "poses from plain photos or a video", sfm_command),
+        ("synth", "a procedural recording with exact ground truth", synth_command),
+    ):
+        sub = subparsers.add_parser(
+            name,
+            help=help_text,
+            description=module.__doc__,
+            examples=module.EXAMPLES,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    for name, help_text, run in (
+        ("verify", "check every byte of a site", _run_verify),
+        ("inspect", "sizes and facts of a site, as JSON", _run_inspect),
+    ):
+        sub = subparsers.add_parser(
+            name,
+            help=help_text,
+            description=help_text,
+            examples=f"  {PROG} {name} site/",
+        )
+        sub.add_argument("site", type=Path, help="site folder")
+        sub.set_defaults(run=run)
+    for sub in subparsers.choices.values():
+        sub.add_argument(
+            "--debug", action="store_true", help="show the traceback of an error"
+        )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    args = make_parser().parse_args(argv)
+
+    def body() -> int:
+        silence_opencv()
+        return int(args.run(args))
+
+    return run_command(PROG, body, debug=args.debug)

@@ -1,0 +1,93 @@
+"""Build a site from a recording with known poses."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from edgeloc.cli.common import EXIT_OK
+from edgeloc.errors import ConfigError
+
+EXAMPLES = """\
+  edgeloc-build map --format 7scenes --input redkitchen --split train --stride 5 -o site/
+  edgeloc-build map --format colmap --input model/ --images photos/ --features sift -o s/
+  edgeloc-build map --format tum --input walk/ --no-depth --frames :500 -o site/"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the subcommand."""
+    from edgeloc_tools.cli.recording_options import add_recording_arguments
+
+    add_recording_arguments(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="SITE", help="site folder"
+    )
+    parser.add_argument(
+        "--features",
+        default="orb",
+        metavar="FAMILY",
+        help="orb (small, fast) or sift (accurate, slow); default orb",
+    )
+    parser.add_argument(
+        "--max-keypoints",
+        type=int,
+        metavar="N",
+        help="per image; default by family and image size",
+    )
+    parser.add_argument(
+        "--max-side-px",
+        type=int,
+        default=1600,
+        metavar="PX",
+        help="larger images are scaled down; 0 = never (default 1600)",
+    )
+    parser.add_argument(
+        "--no-depth", action="store_true", help="triangulate only, ignore measured depth"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="intermediate results; an interrupted build goes on from them "
+        "(default SITE.work, removed when done)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the site; its facts go to stdout as JSON."""
+    from edgeloc_tools.cli.recording_options import open_from_arguments
+    from edgeloc_tools.mapping.build import BuildOptions, build_site
+    from edgeloc_tools.progress import StderrProgress
+
+    output = Path(args.output)
+    if output.exists() and not (output / "site.json").is_file() and any(
+        output.iterdir() if output.is_dir() else [output]
+    ):
+        raise ConfigError(f"{output}: exists and is not a site; choose another folder")
+    result = build_site(
+        open_from_arguments(args),
+        out=output,
+        options=BuildOptions(
+            features=args.features,
+            max_keypoints=args.max_keypoints,
+            max_side_px=args.max_side_px,
+            use_depth=not args.no_depth,
+            seed=args.seed,
+        ),
+        work=args.work or output.with_name(output.name + ".work"),
+        progress=StderrProgress(),
+    )
+    print(
+        json.dumps(
+            {
+                "site": str(output),
+                "map_id": result.manifest.map_id,
+                "bytes": result.manifest.total_bytes,
+                **result.facts,
+            },
+            indent=2,
+        )
+    )
+    return EXIT_OK

@@ -1,0 +1,166 @@
+"""What the answer of a frame was computed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeloc.geometry.camera import project
+from edgeloc.localize.candidate import Candidate, FrameTrace
+from edgeloc.tiles.layout import KeyframeTable
+from edgeloc.types import (
+    BoolArray,
+    CameraModel,
+    Float32Array,
+    FloatArray,
+    PoseEstimate,
+    Rigid3,
+)
+
+
+def deciding_candidate(estimate: PoseEstimate, trace: FrameTrace) -> Candidate | None:
+    """Return the candidate whose matches explain an answer.
+
+    Parameters
+    ----------
+    estimate : PoseEstimate
+        The answer.
+    trace : FrameTrace
+        Of the same frame.
+
+    Returns
+    -------
+    Candidate or None
+        That of the rung which answered when it has matches; otherwise the one with
+        the most inliers, then matches: the better rung that failed. None when no
+        candidate has any.
+    """
+    with_matches = [c for c in trace.candidates.values() if c.num_matches > 0]
+    if not with_matches:
+        return None
+    return max(
+        with_matches,
+        key=lambda c: (c.rung is estimate.rung, c.num_inliers, c.num_matches),
+    )
+
+
+def matches_for_drawing(
+    candidate: Candidate | None, pose: Rigid3 | None, camera: CameraModel
+) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Return image points, projections of their landmarks, and which are inliers.
+
+    Parameters
+    ----------
+    candidate : Candidate or None
+        With the matches.
+    pose : Rigid3 or None
+        ``cam_from_world`` to project with.
+    camera : CameraModel
+        Intrinsics.
+
+    Returns
+    -------
+    points2D : ndarray of shape (M, 2), float64
+        Px, corner convention.
+    projected : ndarray of shape (M, 2), float64
+        NaN behind the camera and without a pose.
+    inlier_mask : ndarray of shape (M,), bool
+        All False when nothing was kept.
+    """
+    if candidate is None or candidate.matches is None:
+        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0, dtype=bool)
+    matches = candidate.matches
+    projected = np.full((len(matches), 2), np.nan)
+    if pose is not None and len(matches):
+        projected, _ = project(camera, pose.transform(matches.points3D))
+    inlier_mask = candidate.inlier_mask
+    if inlier_mask is None:
+        inlier_mask = np.zeros(len(matches), dtype=bool)
+    return matches.points2D, projected, inlier_mask
+
+
+def retrieved_with_distance(
+    trace: FrameTrace, keyframes: KeyframeTable, true: Rigid3
+) -> tuple[tuple[int, float, float], ...]:
+    """Return id, score and true distance of the retrieved keyframes, best first.
+
+    Parameters
+    ----------
+    trace : FrameTrace
+        With what retrieval proposed.
+    keyframes : KeyframeTable
+        Of the site.
+    true : Rigid3
+        Ground truth of the query.
+    """
+    if trace.retrieved is None or len(trace.retrieved) == 0:
+        return ()
+    ids = trace.retrieved.keyframe_ids
+    centers = keyframes.centers[keyframes.index_of(ids)]
+    distances = np.linalg.norm(centers - true.origin_in_a, axis=1)
+    return tuple(
+        (int(i), float(score), float(distance))
+        for i, score, distance in zip(
+            ids, trace.retrieved.scores, distances, strict=True
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evidence:
+    """What is kept of every answered frame, since any may turn out to be the worst.
+
+    Parameters
+    ----------
+    points2D, projected : ndarray of shape (M, 2), float32
+        As in `Explanation`; half the size, and plenty for a drawing.
+    inlier_mask : ndarray of shape (M,), bool
+        As in `Explanation`.
+    retrieved : tuple of (int, float, float)
+        As in `Explanation`.
+    """
+
+    points2D: Float32Array
+    projected: Float32Array
+    inlier_mask: BoolArray
+    retrieved: tuple[tuple[int, float, float], ...]
+
+
+def evidence(
+    estimate: PoseEstimate,
+    trace: FrameTrace,
+    *,
+    camera: CameraModel,
+    keyframes: KeyframeTable,
+    true: Rigid3,
+) -> Evidence:
+    """Return what a report needs to draw a frame, besides its picture.
+
+    Parameters
+    ----------
+    estimate : PoseEstimate
+        The answer.
+    trace : FrameTrace
+        Of the same frame.
+    camera : CameraModel
+        Intrinsics.
+    keyframes : KeyframeTable
+        Of the site.
+    true : Rigid3
+        Ground truth.
+
+    Returns
+    -------
+    Evidence
+    """
+    candidate = deciding_candidate(estimate, trace)
+    points2D, projected, inlier_mask = matches_for_drawing(
+        candidate, estimate.cam_from_world, camera
+    )
+    return Evidence(
+        points2D=points2D.astype(np.float32),
+        projected=projected.astype(np.float32),
+        inlier_mask=inlier_mask,
+        retrieved=retrieved_with_distance(trace, keyframes, true),
+    )

@@ -1,0 +1,389 @@
+"""From a posed recording to a site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from edgeloc.tiles.reader import SiteManifest
+from edgeloc.tiles.writer import write_site
+
+from edgeloc import __version__
+from edgeloc.errors import ConfigError, DatasetError, MapError
+from edgeloc.features.classical import get_family
+from edgeloc.features.extract import extract_features
+from edgeloc.features.match import MatchOptions
+from edgeloc.features.retrieve import VladModel, train_vlad
+from edgeloc.geometry.triangulate import TriangulationOptions
+from edgeloc.tiles.layout import FamilySpec, KeyframeTable, SiteContents
+from edgeloc.types import CameraModel, Float32Array, IntArray, Rigid3
+from edgeloc_tools.datasets.recording import ImageFile, RecordedImage, Recording
+from edgeloc_tools.mapping.calibrate import HeldOut, calibrate
+from edgeloc_tools.mapping.depth import depth_at_keypoints, depth_in_camera
+from edgeloc_tools.mapping.landmarks import (
+    LandmarkOptions,
+    make_landmarks,
+)
+from edgeloc_tools.mapping.pairs import covisible_pairs
+from edgeloc_tools.mapping.tracks import MappingImage, join_tracks, match_pair
+from edgeloc_tools.mapping.work import Arrays, WorkFolder
+from edgeloc_tools.progress import Progress, silent, track
+
+_KEYPOINTS_AT_VGA = {"orb": 1000, "sift": 2000}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """Options of a build.
+
+    Parameters
+    ----------
+    features : str
+        Feature family.
+    max_keypoints : int or None
+        Keypoints per image; None = by family and image size.
+    max_side_px : int
+        Larger images are scaled down to this; 0 = never.
+    use_depth : bool
+        Whether measured depth takes part.
+    match : MatchOptions
+        Of mapping images with each other.
+    max_epipolar_px : float
+        Sampson distance of a match.
+    num_similar, num_near : int
+        Partners of each image by retrieval and by pose.
+    max_descriptors : int
+        Descriptors kept per landmark.
+    triangulation : TriangulationOptions
+        Gates of the landmarks.
+    num_words, vlad_dim : int
+        Vocabulary of the retrieval model and dimensions of its local descriptors.
+    max_tile_bytes : int
+        Bound of a tile.
+    seed : int
+        For everything random.
+    """
+
+    features: str = "orb"
+    max_keypoints: int | None = None
+    max_side_px: int = 1600
+    use_depth: bool = True
+    match: MatchOptions = field(
+        default_factory=lambda: MatchOptions(max_ratio=0.95, min_similarity=0.5)
+    )
+    max_epipolar_px: float = 3.0
+    num_similar: int = 12
+    num_near: int = 12
+    max_descriptors: int = 8
+    triangulation: TriangulationOptions = field(default_factory=TriangulationOptions)
+    num_words: int = 64
+    vlad_dim: int = 32
+    max_tile_bytes: int = 4 << 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_keypoints is not None and self.max_keypoints < 16:
+            raise ConfigError(f"max_keypoints {self.max_keypoints} must be at least 16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BuildResult:
+    """What a build made.
+
+    Parameters
+    ----------
+    manifest : SiteManifest
+        Of the site written.
+    facts : mapping of str to (str, int or float)
+        Counts and figures for people.
+    held_out : HeldOut
+        How held-out mapping frames localized.
+    """
+
+    manifest: SiteManifest
+    facts: Mapping[str, str | int | float]
+    held_out: HeldOut
+
+
+def default_keypoints(family: str, camera: CameraModel) -> int:
+    """Return the keypoints per image: more for larger images, by their side length."""
+    base = _KEYPOINTS_AT_VGA.get(family, 1000)
+    growth = math.sqrt(camera.width * camera.height / (640.0 * 480.0))
+    return int(round(base * min(max(growth, 1.0), 2.0), -2))
+
+
+def build_site(
+    recording: Recording,
+    *,
+    out: Path,
+    options: BuildOptions | None = None,
+    work: Path | None = None,
+    progress: Progress = silent,
+) -> BuildResult:
+    """Build a site from the posed images of a recording and write it.
+
+    Parameters
+    ----------
+    recording : Recording
+        Images without pose or camera are left out.
+    out : Path
+        Site folder.
+    options : BuildOptions
+        Options.
+    work : Path or None
+        Folder for intermediate results; an interrupted build with the same one goes on
+        where it stopped.
+    progress : callable
+        Told about each step.
+
+    Raises
+    ------
+    DatasetError
+        When the recording has fewer than two posed images.
+    MapError
+        When no landmarks come out of it.
+    """
+    options = options or BuildOptions()
+    posed = recording.posed()
+    if len(posed.images) < 2:
+        raise DatasetError(f"{recording.name}: a map needs at least two posed images")
+    family = get_family(options.features)
+    first_camera = posed.cameras[posed.images[0].camera_id]
+    max_keypoints = options.max_keypoints or default_keypoints(
+        family.name, first_camera
+    )
+    spec = FamilySpec(
+        name=family.name,
+        stored_dtype=str(family.stored_dtype),
+        stored_dim=family.stored_dim,
+        max_keypoints=max_keypoints,
+        max_side_px=options.max_side_px,
+    )
+    folder = WorkFolder(work)
+    images = [
+        _describe(image, posed, spec=spec, use_depth=options.use_depth, folder=folder)
+        for image in track(posed.images, "features", progress)
+    ]
+    vlad = _train_retrieval(images, options)
+    global_descriptors = np.stack([vlad.describe(i.descriptors) for i in images])
+    pairs = covisible_pairs(
+        [image.cam_from_world for image in images],
+        global_descriptors,
+        num_similar=options.num_similar,
+        num_near=options.num_near,
+    )
+    matches = _match_all(
+        images, pairs, options=options, folder=folder, progress=progress
+    )
+    tracks = join_tracks([len(i.keypoints) for i in images], pairs, matches)
+    landmark_options = LandmarkOptions(
+        triangulation=options.triangulation,
+        use_depth=options.use_depth,
+        max_descriptors=options.max_descriptors,
+    )
+    progress("landmarks", 0, 1)
+    landmark_map = make_landmarks(images, tracks, landmark_options)
+    progress("landmarks", 1, 1)
+    if len(landmark_map.landmarks) == 0:
+        raise MapError(
+            f"{recording.name}: no landmark passed the gates; are the poses and the "
+            "intrinsics right, and do the images overlap?"
+        )
+    held_out = calibrate(
+        images,
+        global_descriptors,
+        remake=lambda left_out: make_landmarks(
+            images, tracks, landmark_options, left_out=left_out
+        ),
+        decode=family.decode,
+        progress=progress,
+    )
+    facts = {
+        "edgeloc_version": __version__,
+        "recording": posed.name,
+        "pose_source": posed.pose_source,
+        "num_images": len(images),
+        "num_pairs": len(pairs),
+        "num_matches": int(sum(len(m) for m, _ in matches)),
+        "num_landmarks": len(landmark_map.landmarks),
+        "num_observations": int(landmark_map.landmarks.num_observations.sum()),
+        "reproj_rmse_px": round(float(np.sqrt(np.mean(landmark_map.errors_px**2))), 3),
+        "used_depth": int(options.use_depth and any(i.depth for i in posed.images)),
+        **held_out.facts(),
+    }
+    contents = SiteContents(
+        name=posed.name,
+        metric=posed.metric,
+        cameras={i.camera_id: i.camera for i in images},
+        family=spec,
+        keyframes=KeyframeTable(
+            keyframe_ids=np.arange(len(images), dtype=np.int64),
+            camera_ids=tuple(i.camera_id for i in images),
+            R=np.stack([i.cam_from_world.R for i in images]),
+            t=np.stack([i.cam_from_world.t for i in images]),
+            global_descriptors=global_descriptors,
+        ),
+        landmarks=landmark_map.landmarks,
+        visible_offsets=np.cumsum([0, *(len(v) for v in landmark_map.visible)]),
+        visible_landmark_idx=np.concatenate(list(landmark_map.visible)),
+        retrieval_arrays={**vlad.to_arrays(), **held_out.coarse.to_arrays()},
+        covariance_scale=held_out.covariance_scale,
+        gravity_in_world=posed.gravity_in_world,
+        build=facts,
+    )
+    manifest = write_site(out, contents, max_tile_bytes=options.max_tile_bytes)
+    folder.remove()
+    return BuildResult(manifest=manifest, facts=facts, held_out=held_out)
+
+
+def _describe(
+    image: RecordedImage,
+    recording: Recording,
+    *,
+    spec: FamilySpec,
+    use_depth: bool,
+    folder: WorkFolder,
+) -> MappingImage:
+    camera = recording.cameras[image.camera_id]
+    family = get_family(spec.name)
+
+    def make() -> Arrays:
+        pixels = image.source.read()
+        if pixels.shape[:2] != (camera.height, camera.width):
+            raise DatasetError(
+                f"{image.name}: is {pixels.shape[1]}x{pixels.shape[0]} px, its camera "
+                f"{image.camera_id!r} says {camera.width}x{camera.height}"
+            )
+        features = extract_features(
+            pixels,
+            family,
+            max_keypoints=spec.max_keypoints,
+            max_side_px=spec.max_side_px,
+            mask=image.read_mask(),
+        )
+        depth = np.full(len(features), np.nan)
+        sigma = depth.copy()
+        if use_depth and image.depth is not None:
+            depth, sigma = depth_at_keypoints(
+                depth_in_camera(image.depth, camera), features.keypoints
+            )
+        return {
+            "keypoints": features.keypoints,
+            "stored": features.descriptors,
+            "depth": depth,
+            "depth_sigma": sigma,
+        }
+
+    arrays = folder.cached(_feature_key(image, recording, spec, use_depth), make)
+    return MappingImage(
+        name=image.name,
+        camera_id=image.camera_id,
+        camera=camera,
+        cam_from_world=_pose(image),
+        keypoints=arrays["keypoints"].astype(np.float32),
+        stored=arrays["stored"],
+        descriptors=family.decode(arrays["stored"]),
+        depth=arrays["depth"].astype(np.float64),
+        depth_sigma=arrays["depth_sigma"].astype(np.float64),
+    )
+
+
+def _pose(image: RecordedImage) -> Rigid3:
+    if image.cam_from_world is None:
+        raise DatasetError(f"{image.name}: has no pose")
+    return image.cam_from_world
+
+
+def _feature_key(
+    image: RecordedImage, recording: Recording, spec: FamilySpec, use_depth: bool
+) -> Mapping[str, object]:
+    stamp: list[int] = []
+    if isinstance(image.source, ImageFile):
+        status = image.source.path.stat()
+        stamp = [status.st_size, status.st_mtime_ns]
+    return {
+        "recording": recording.name,
+        "image": image.name,
+        "stamp": stamp,
+        "spec": asdict(spec),
+        "camera": asdict(recording.cameras[image.camera_id]),
+        "depth": use_depth and image.depth is not None,
+        "mask": str(image.mask_path),
+    }
+
+
+def _train_retrieval(
+    images: Sequence[MappingImage], options: BuildOptions
+) -> VladModel:
+    rng = np.random.default_rng(options.seed)
+    per_image = max(50, 60_000 // len(images))
+    sample = [
+        image.descriptors[rng.permutation(len(image.descriptors))[:per_image]]
+        for image in images
+    ]
+    descriptors = np.concatenate(sample)
+    if len(descriptors) < 64:
+        raise MapError(
+            f"only {len(descriptors)} features in {len(images)} images: are they "
+            "blank, or masked out?"
+        )
+    return train_vlad(
+        descriptors,
+        num_words=options.num_words,
+        dim=min(options.vlad_dim, descriptors.shape[1]),
+        seed=options.seed,
+    )
+
+
+def _match_all(
+    images: Sequence[MappingImage],
+    pairs: IntArray,
+    *,
+    options: BuildOptions,
+    folder: WorkFolder,
+    progress: Progress,
+) -> list[tuple[IntArray, Float32Array]]:
+    """Return the matches of all pairs, kept on disk in blocks."""
+    block = 64
+    matches: list[tuple[IntArray, Float32Array]] = []
+    digest = [
+        [i.name, len(i.keypoints), float(i.keypoints.sum()), int(i.stored.sum())]
+        for i in images
+    ]
+    for start in range(0, len(pairs), block):
+        chunk = pairs[start : start + block]
+
+        def make(chunk: IntArray = chunk) -> Arrays:
+            found = [
+                match_pair(
+                    images[a],
+                    images[b],
+                    options=options.match,
+                    max_error_px=options.max_epipolar_px,
+                )
+                for a, b in chunk
+            ]
+            return {
+                "matches": np.concatenate([m for m, _ in found]),
+                "scores": np.concatenate([s for _, s in found]),
+                "ends": np.cumsum([len(m) for m, _ in found]),
+            }
+
+        key = {
+            "images": digest,
+            "pairs": chunk.tolist(),
+            "match": asdict(options.match),
+            "max_epipolar_px": options.max_epipolar_px,
+        }
+        arrays = folder.cached(key, make)
+        ends = arrays["ends"][:-1].astype(np.int64)
+        matches += zip(
+            np.split(arrays["matches"].astype(np.int64), ends),
+            np.split(arrays["scores"].astype(np.float32), ends),
+            strict=True,
+        )
+        progress("matches", min(start + block, len(pairs)), len(pairs))
+    return matches
