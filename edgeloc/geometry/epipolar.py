@@ -192,7 +192,7 @@ def _sample_essential(
 ) -> FloatArray | None:
     """Return the best essential matrix.
 
-    No graph-cut and no MAGSAC polish: both crash OpenCV 5.0 (segmentation fault) for
+    Never with graph-cut optimisation: that crashes OpenCV 5.0 (segmentation fault) for
     essential matrices.
     """
     params = cv2.UsacParams()

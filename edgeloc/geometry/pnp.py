@@ -123,7 +123,8 @@ class PnpResult:
 
 
 @functools.cache
-def _has_poselib() -> bool:
+def poselib_available() -> bool:
+    """Return whether PoseLib can be imported, without importing it."""
     return importlib.util.find_spec("poselib") is not None
 
 
@@ -145,8 +146,8 @@ def resolve_backend(backend: str) -> str:
         When poselib is asked for by name and is not installed.
     """
     if backend == "auto":
-        return "poselib" if _has_poselib() else "opencv"
-    if backend == "poselib" and not _has_poselib():
+        return "poselib" if poselib_available() else "opencv"
+    if backend == "poselib" and not poselib_available():
         raise BackendUnavailableError(
             "PnP backend poselib is not installed: pip install 'edgeloc[poselib]' or "
             "use backend opencv"
@@ -360,7 +361,7 @@ def _sample_opencv(
 
     MSAC with uniform sampling and without local optimisation: `refine_pose` follows
     anyway. Measured on 100 to 1000 matches with 30 to 88 % outliers, all USAC presets
-    find the same inliers, and this is 1.2 to 8 times faster than the fastest of them;
+    find the same inliers, and this is 1.1 to 7 times faster than the fastest of them;
     PROSAC sampling is not faster in OpenCV and lost 1 of 40 poses with 12 matches.
     """
     params = cv2.UsacParams()

@@ -89,7 +89,7 @@ class TriangulationOptions:
     """
 
     max_error_px: float = 4.0
-    min_angle_deg: float = 1.5
+    min_angle_deg: float = 1.0
     loss_scale_px: float = 1.0
     num_hypotheses: int = 12
     num_iterations: int = 8

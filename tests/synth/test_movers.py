@@ -42,7 +42,7 @@ def test_a_walker_is_where_it_walks(room, vga):
         assert moving[int(at[0, 1]), int(at[0, 0])]
 
 
-@pytest.mark.parametrize("coverage", [0.2, 0.4, 0.6])
+@pytest.mark.parametrize("coverage", [0.1, 0.4, 0.8])
 def test_a_crowd_hides_the_share_that_it_is_told(vga, coverage):
     crowd = make_crowd(3, vga, coverage=coverage)
     scene = Scene(name="crowd", quads=(), movers=(crowd,))

@@ -11,7 +11,6 @@ import struct
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,22 +150,22 @@ def test_truncation_at_every_byte(target):
         assert not attempt(with_length(data[:length]))
 
 
-def test_every_bit_flipped(target):
+def test_bits_flipped_in_every_byte(target):
     data, attempt = target
     accepted = 0
-    for bit in range(8 * len(data)):
+    for at, bit in itertools.product(range(len(data)), (0, 4, 7)):
         flipped = bytearray(data)
-        flipped[bit // 8] ^= 1 << bit % 8
+        flipped[at] ^= 1 << bit
         assert not attempt(bytes(flipped))
         resealed = reseal(bytes(flipped))
         accepted += resealed != data and attempt(resealed)
     # Values that are free, such as descriptors; far from most bits.
-    assert 0.03 < accepted / (8 * len(data)) < 0.5
+    assert 0.03 < accepted / (3 * len(data)) < 0.5
 
 
 def test_every_byte_at_its_ends(target):
     data, attempt = target
-    for at, value in itertools.product(range(len(data)), (0x00, 0x7F, 0x80, 0xFF)):
+    for at, value in itertools.product(range(len(data)), (0x00, 0xFF)):
         changed = bytearray(data)
         changed[at] = value
         attempt(reseal(bytes(changed)))
@@ -354,13 +353,14 @@ def test_each_violation_in_a_tile_has_a_name(
         file.write_bytes(tile_bytes)
 
 
-def test_a_tile_of_another_site_is_not_taken(tmp_path, site, tile_bytes):
-    """Same size, own checksums in order, but not the tile that site.json lists."""
-    other = rewritten(tile_bytes, "DESC", "u1", 0, 42)
-    file: Path = site.path / "tiles" / "000000.tile"
-    file.write_bytes(other)
-    try:
+def test_a_file_of_another_site_is_not_taken(site, tile_bytes, index_bytes):
+    """Same size, own checksums in order, but not the file that site.json lists."""
+    for name, data, tag in (
+        ("tiles/000000.tile", tile_bytes, "DESC"),
+        ("index.bin", index_bytes, "RARR"),
+    ):
+        file = site.path / name
+        file.write_bytes(rewritten(data, tag, "u1", 0, 42))
         with pytest.raises(TileFormatError, match="is another file than the one that"):
-            site.read_tile(0)
-    finally:
-        file.write_bytes(tile_bytes)
+            open_site(site.path).read_tile(0)
+        file.write_bytes(data)

@@ -14,7 +14,9 @@ from edgeloc_tools.synth import command as synth_command
 
 PROG = "edgeloc-build"
 
-_DESCRIPTION = "Build, check and look into sites. Results on stdout, progress on stderr."
+_DESCRIPTION = (
+    "Build, check and look into sites. Results on stdout, progress on stderr."
+)
 
 _EXAMPLES = """\
   edgeloc-build map --format 7scenes --input redkitchen --split train -o site/

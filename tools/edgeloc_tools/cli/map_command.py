@@ -10,8 +10,8 @@ from edgeloc.cli.common import EXIT_OK
 from edgeloc.errors import ConfigError
 
 EXAMPLES = """\
-  edgeloc-build map --format 7scenes --input redkitchen --split train --stride 5 -o site/
-  edgeloc-build map --format colmap --input model/ --images photos/ --features sift -o s/
+  edgeloc-build map --format 7scenes --input redkitchen --split train --stride 5 -o s/
+  edgeloc-build map --format colmap --input model --images photos --features sift -o s/
   edgeloc-build map --format tum --input walk/ --no-depth --frames :500 -o site/"""
 
 
@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="larger images are scaled down; 0 = never (default 1600)",
     )
     parser.add_argument(
-        "--no-depth", action="store_true", help="triangulate only, ignore measured depth"
+        "--no-depth",
+        action="store_true",
+        help="triangulate only, ignore measured depth",
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument(
@@ -62,8 +64,10 @@ def run(args: argparse.Namespace) -> int:
     from edgeloc_tools.progress import StderrProgress
 
     output = Path(args.output)
-    if output.exists() and not (output / "site.json").is_file() and any(
-        output.iterdir() if output.is_dir() else [output]
+    if (
+        output.exists()
+        and not (output / "site.json").is_file()
+        and any(output.iterdir() if output.is_dir() else [output])
     ):
         raise ConfigError(f"{output}: exists and is not a site; choose another folder")
     result = build_site(

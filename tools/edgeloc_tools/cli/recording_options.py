@@ -25,7 +25,9 @@ def add_recording_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="poses, when not the format's default (7scenes: pose.txt = the originals)",
     )
-    parser.add_argument("--split", metavar="NAME", help="train or test, where there is one")
+    parser.add_argument(
+        "--split", metavar="NAME", help="train or test, where there is one"
+    )
     parser.add_argument(
         "--stride", type=int, default=1, metavar="N", help="every N-th image"
     )

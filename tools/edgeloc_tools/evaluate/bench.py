@@ -12,10 +12,10 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeloc.cli.common import EXIT_OK, run_command
 from edgeloc.features.classical import get_family
@@ -23,7 +23,7 @@ from edgeloc.features.extract import extract_features, to_grey
 from edgeloc.features.match import MatchOptions, match_to_landmarks
 from edgeloc.features.retrieve import train_vlad
 from edgeloc.geometry.camera import project
-from edgeloc.geometry.pnp import PnpOptions, estimate_pose, poselib_available
+from edgeloc.geometry.pnp import PnpOptions, estimate_pose, resolve_backend
 from edgeloc.geometry.refine import refine_pose
 from edgeloc.types import CameraModel, Matches2D3D, Rigid3
 from edgeloc_tools.evaluate.machine import machine_facts
@@ -143,7 +143,9 @@ def make_kernels() -> dict[str, Kernel]:
     image, _, _ = render(
         make_room(seed=1),
         camera,
-        Rigid3(R=[[0, -1, 0], [0, 0, -1], [1, 0, 0]], t=[0.0, 1.5, 0.0]),
+        Rigid3(
+            R=np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]]), t=np.array([0, 1.5, 0])
+        ),
     )
     grey = to_grey(image)
     a = rng.normal(size=(512, 512)).astype(np.float32)
@@ -158,40 +160,29 @@ def make_kernels() -> dict[str, Kernel]:
         row_to_point = np.repeat(np.arange(2 * len(decoded)), 2)
         vlad = train_vlad(decoded, num_words=64, dim=32, seed=0)
 
-        def extract(family: object = family, count: int = count) -> object:
-            return extract_features(
-                grey,
-                family,  # type: ignore[arg-type]
-                max_keypoints=count,
-            )
-
-        def match(
-            decoded: npt.NDArray[np.float32] = decoded,
-            rows: npt.NDArray[np.float32] = rows,
-            row_to_point: npt.NDArray[np.int64] = row_to_point,
-        ) -> object:
-            return match_to_landmarks(decoded, rows, row_to_point, MatchOptions())
-
         label = f"{name}-{count}"
-        kernels[f"{label}: detect and describe"] = extract
-        kernels[f"{label}: match to {2 * len(decoded)} landmarks"] = match
-        kernels[f"{label}: global descriptor"] = lambda vlad=vlad, d=decoded: (
-            vlad.describe(d)
+        kernels[f"{label}: detect and describe"] = partial(
+            extract_features, grey, family, max_keypoints=count
         )
-    backends = ["opencv", *(["poselib"] if poselib_available() else [])]
+        kernels[f"{label}: match to {2 * len(decoded)} landmarks"] = partial(
+            match_to_landmarks, decoded, rows, row_to_point, MatchOptions()
+        )
+        kernels[f"{label}: global descriptor"] = partial(vlad.describe, decoded)
+    backends = dict.fromkeys(["opencv", resolve_backend("auto")])
     for count, outliers in ((100, 0.3), (300, 0.5), (1000, 0.8)):
         matches = _pnp_matches(count, outliers, camera, rng)
         for backend in backends:
             options = PnpOptions(backend=backend)
-            kernels[f"PnP {backend}: {count} matches, {outliers:.0%} wrong"] = (
-                lambda m=matches, o=options: estimate_pose(m, camera, options=o)
+            kernels[f"PnP {backend}: {count} matches, {outliers:.0%} wrong"] = partial(
+                estimate_pose, matches, camera, options=options
             )
     matches = _pnp_matches(300, 0.0, camera, rng)
-    kernels["refine a pose on 300 matches"] = lambda: refine_pose(
+    kernels["refine a pose on 300 matches"] = partial(
+        refine_pose,
         points2D=matches.points2D,
         points3D=matches.points3D,
         camera=camera,
-        cam_from_world=Rigid3(R=np.eye(3), t=[0.01, 0.0, 0.02]),
+        cam_from_world=Rigid3(R=np.eye(3), t=np.array([0.01, 0.0, 0.02])),
     )
     return kernels
 

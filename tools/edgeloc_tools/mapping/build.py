@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from edgeloc.tiles.reader import SiteManifest
-from edgeloc.tiles.writer import write_site
 
 from edgeloc import __version__
 from edgeloc.errors import ConfigError, DatasetError, MapError
@@ -19,6 +17,8 @@ from edgeloc.features.match import MatchOptions
 from edgeloc.features.retrieve import VladModel, train_vlad
 from edgeloc.geometry.triangulate import TriangulationOptions
 from edgeloc.tiles.layout import FamilySpec, KeyframeTable, SiteContents
+from edgeloc.tiles.reader import SiteManifest
+from edgeloc.tiles.writer import write_site
 from edgeloc.types import CameraModel, Float32Array, IntArray, Rigid3
 from edgeloc_tools.datasets.recording import ImageFile, RecordedImage, Recording
 from edgeloc_tools.mapping.calibrate import HeldOut, calibrate
@@ -72,7 +72,7 @@ class BuildOptions:
     max_side_px: int = 1600
     use_depth: bool = True
     match: MatchOptions = field(
-        default_factory=lambda: MatchOptions(max_ratio=0.95, min_similarity=0.5)
+        default_factory=lambda: MatchOptions(max_ratio=1.0, min_similarity=0.5)
     )
     max_epipolar_px: float = 3.0
     num_similar: int = 12
@@ -305,6 +305,7 @@ def _feature_key(
         status = image.source.path.stat()
         stamp = [status.st_size, status.st_mtime_ns]
     return {
+        "edgeloc_version": __version__,
         "recording": recording.name,
         "image": image.name,
         "stamp": stamp,

@@ -24,6 +24,9 @@ from edgeloc_tools.mapping.landmarks import LandmarkMap
 from edgeloc_tools.mapping.tracks import MappingImage
 from edgeloc_tools.progress import Progress
 
+MIN_SCORE = 0.05
+"""Global descriptors of unrelated pictures rarely are more similar than this."""
+
 _CHI2_6_MEDIAN = 5.348
 _CHI2_6_Q90 = 10.645
 _CHI2_3_Q90 = 6.251
@@ -108,15 +111,15 @@ def calibrate(
         left_out = np.zeros(len(images), dtype=bool)
         left_out[fold] = True
         landmark_map = remake(left_out)
-        kept = np.flatnonzero(~left_out)
+        kept = np.flatnonzero(~left_out).tolist()
         keyframes = KeyframeTable(
-            keyframe_ids=kept,
+            keyframe_ids=np.array(kept, np.int64),
             camera_ids=tuple(images[i].camera_id for i in kept),
             R=np.stack([images[i].cam_from_world.R for i in kept]),
             t=np.stack([images[i].cam_from_world.t for i in kept]),
             global_descriptors=global_descriptors[kept],
         )
-        for idx in fold:
+        for idx in fold.tolist():
             image = images[idx]
             query = _query(image, global_descriptors[idx])
             retrieved = search(
@@ -242,7 +245,7 @@ def _coarse(
     # 90 % of the errors lie inside sqrt(6.25) sigma of three axes.
     quantile = np.quantile(values, 0.9, axis=0) / np.sqrt(_CHI2_3_Q90)
     return CoarseCalibration(
-        min_score=0.6 * float(np.quantile(values[:, 0], 0.05)),
+        min_score=max(0.6 * float(np.quantile(values[:, 0], 0.05)), MIN_SCORE),
         position_sigma=max(float(quantile[1]), 1e-6),
         rotation_sigma_rad=max(float(quantile[2]), 1e-3),
         keyframe_spacing=spacing,

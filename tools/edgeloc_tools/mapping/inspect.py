@@ -58,7 +58,9 @@ def describe_site(path: Path) -> dict[str, object]:
     }
 
 
-def _quantiles(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> list[float]:
+def _quantiles(
+    values: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
+) -> list[float]:
     """Return minimum, median and maximum."""
     if len(values) == 0:
         return []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,7 +33,8 @@ FORMAT_VERSION = 1
 MIN_IMAGES = 3
 WARN_BELOW_REGISTERED = 0.8
 _LOG = logging.getLogger(__name__)
-_FEATURE_CHUNK = 16
+_FEATURE_CHUNK = 4
+"""Images between two lines of progress, at least; more with more threads."""
 _PAIR_CHUNK = 256
 _REPORT_EVERY_NS = 2_000_000_000
 
@@ -140,6 +142,10 @@ def _extract(
         for suffix in ("", "-wal", "-shm", "-journal"):
             database.with_name(database.name + suffix).unlink(missing_ok=True)
     done = set(sfm_colmap.keypoint_counts(database))
+    threads = run.options.num_threads
+    chunk_size = max(
+        _FEATURE_CHUNK, 2 * (threads if threads > 0 else os.cpu_count() or 1)
+    )
     masked = {n for n in run.names if sfm_work.mask_file(run.work.masks, n).is_file()}
     for group in groups:
         # COLMAP refuses images without a mask as soon as it is given a mask folder.
@@ -148,8 +154,8 @@ def _extract(
             (run.work.masks, [n for n in group.names if n in masked]),
         ):
             pending = [name for name in members if name not in done]
-            for start in range(0, len(pending), _FEATURE_CHUNK):
-                chunk = pending[start : start + _FEATURE_CHUNK]
+            for start in range(0, len(pending), chunk_size):
+                chunk = pending[start : start + chunk_size]
                 sfm_colmap.extract(
                     database,
                     run.work.images,
@@ -161,7 +167,8 @@ def _extract(
                     num_threads=run.options.num_threads,
                 )
                 done.update(chunk)
-                run.report.count("features", f"{len(done)}/{len(run.names)} images")
+                if len(done) < len(run.names):
+                    run.report.count("features", f"{len(done)}/{len(run.names)} images")
     counts = sfm_colmap.keypoint_counts(database)
     if unread := [n for n in run.names if n not in counts]:
         run.report.warn(
@@ -206,7 +213,8 @@ def _match(run: _Run, *, go_on: bool) -> dict[str, Any]:
             random_seed=options.random_seed,
         )
         left = len(pending) - start - len(chunk)
-        run.report.count("matches", f"{len(pairs) - left}/{len(pairs)} pairs")
+        if left:
+            run.report.count("matches", f"{len(pairs) - left}/{len(pairs)} pairs")
     listing.unlink(missing_ok=True)
     verified = sum(
         p.num_inliers >= sfm_diagnose.MIN_PAIR_INLIERS

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from edgeloc.geometry.epipolar import essential_from_poses, sampson_error
 
 from edgeloc.features.match import MatchOptions, match_descriptors
 from edgeloc.geometry.camera import normalized_from_pixels
+from edgeloc.geometry.epipolar import essential_from_poses, sampson_error
 from edgeloc.types import CameraModel, Float32Array, FloatArray, IntArray, Rigid3
 
 

@@ -13,7 +13,7 @@ from edgeloc.errors import ConfigError
 from edgeloc.types import CAMERA_MODEL_NUM_PARAMS, CameraModel
 from edgeloc_tools.synth.demo import make_demo_inputs
 from edgeloc_tools.synth.effects import Light, evening_light, night_light
-from edgeloc_tools.synth.movers import Traffic, make_crowd, make_walkers
+from edgeloc_tools.synth.movers import MAX_COVERAGE, Traffic, make_crowd, make_walkers
 from edgeloc_tools.synth.record import (
     DEFAULT_CAMERA,
     Capture,
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coverage",
         type=float,
         default=0.0,
-        help="people before the camera hide this share of the picture, below 0.8",
+        help="people before the camera hide this share of the picture, at most 0.8",
     )
     parser.add_argument(
         "--blur-ms", type=float, default=0.0, help="exposure time of motion blur"
@@ -93,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.seed < 0 or (args.path_seed is not None and args.path_seed < 0):
         raise ConfigError("--seed and --path-seed must be >= 0")
+    if not 0.0 <= args.coverage <= MAX_COVERAGE:
+        raise ConfigError(f"--coverage {args.coverage} must be 0 to {MAX_COVERAGE}")
     camera = DEFAULT_CAMERA if args.intrinsics is None else read_camera(args.intrinsics)
     capture = Capture(
         num_frames=args.frames,
@@ -179,10 +181,7 @@ def _populate(scene: Scene, args: argparse.Namespace, camera: CameraModel) -> Sc
         )
         scene = scene.with_movers([*make_walkers(args.seed, ways), car])
     if args.coverage:
-        try:
-            crowd = make_crowd(args.seed, camera, coverage=args.coverage)
-        except ValueError as error:
-            raise ConfigError(f"--coverage: {error}") from error
+        crowd = make_crowd(args.seed, camera, coverage=args.coverage)
         scene = scene.with_movers([crowd])
     return scene
 

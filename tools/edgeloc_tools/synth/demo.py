@@ -27,10 +27,14 @@ from edgeloc_tools.synth.scene import Scene, make_room
 from edgeloc_tools.synth.trajectory import WavePath, room_walk
 
 SEED = 20
+CLIP_PATH_SEED = 49
+"""Its walk stays within 0.7 m of mapped places, looked at from within 35 degrees."""
 RATE_HZ = 15.0
 CLIP_FRAMES = 120
 COVERED = range(60, 75)
 """Frames of the clip in which a hand covers the lens."""
+MET_AT_S = 2.0
+"""When the camera looks at the person."""
 MAPPING_FRAMES = 72
 MAX_CLIP_BYTES = 2_500_000
 
@@ -48,14 +52,29 @@ def mapping_path(scene: Scene) -> WavePath:
 def clip_path(scene: Scene) -> WavePath:
     """Return another walk, the other way round."""
     duration_s = CLIP_FRAMES / RATE_HZ
-    return room_walk(SEED + 1, scene.extent_m, duration_s=2 * duration_s, turns=-1.0)
+    return room_walk(
+        CLIP_PATH_SEED, scene.extent_m, duration_s=2 * duration_s, turns=-0.7
+    )
+
+
+def clip_scene() -> Scene:
+    """Return the room with one person, who walks to and fro before the camera."""
+    scene = demo_room()
+    world_from_cam = clip_path(scene).pose_at(MET_AT_S).inverse()
+    limit = 0.42 * np.array(scene.extent_m[:2])
+    ends = []
+    for aside_m in (-0.9, 0.9):
+        x, y = world_from_cam.transform([aside_m, 0.0, 1.9])[:2].clip(-limit, limit)
+        ends.append((float(x), float(y), 0.0))
+    return scene.with_movers(make_walkers(SEED, [(ends[0], ends[1])]))
 
 
 def film_clip() -> Iterator[SynthFrame]:
-    """Yield the frames of the clip: evening, blurred, one person, a covered second."""
-    scene = demo_room()
-    x, y = 0.3 * scene.extent_m[0], 0.3 * scene.extent_m[1]
-    scene = scene.with_movers(make_walkers(SEED, [((-x, -y, 0.0), (x, y, 0.0))]))
+    """Yield the frames of the clip: evening light, some blur, one person.
+
+    The lens is not covered yet (`cover_lens`).
+    """
+    scene = clip_scene()
     capture = Capture(
         num_frames=CLIP_FRAMES,
         rate_hz=RATE_HZ,

@@ -15,6 +15,7 @@ from edgeloc_tools.synth.scene import UP, Quad
 from edgeloc_tools.synth.textures import Texture, make_texture
 
 PERSON_SIZE_M = (0.6, 1.75)
+MAX_COVERAGE = 0.8
 CROSSING_S = 8.0
 """All of a crowd walk one way at one speed: bunched, they would hide less."""
 _PERSON_TEXTURE_PX = (160, 468)
@@ -121,8 +122,8 @@ class Crowd:
     phases: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.coverage <= 0.8:
-            raise ValueError(f"{self.coverage=} must be in (0, 0.8]")
+        if not 0.0 < self.coverage <= MAX_COVERAGE:
+            raise ValueError(f"{self.coverage=} must be in (0, {MAX_COVERAGE}]")
 
     def quads_at(self, time_s: float, cam_from_world: Rigid3) -> list[Quad]:
         """Return the people at a time, large enough to hide the wanted share."""

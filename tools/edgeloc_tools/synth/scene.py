@@ -322,7 +322,7 @@ def _dress_wall(
                 yaw_rad=float(np.arctan2(forward[1], forward[0])),
             )
         elif kind == "board":
-            builder.panel(on_wall + UP * 1.5, forward, (1.05, 0.9), shared["board"])
+            builder.panel(on_wall + UP * 1.5, forward, (0.6, 0.5), shared["board"])
         else:
             _hang_art(builder, on_wall, forward, height)
 
@@ -398,7 +398,7 @@ def make_room(
     )
     shared = {
         "window": builder.paint(tx.window, 1.0, 1.2),
-        "board": builder.paint(tx.poster, 1.05, 0.9),
+        "board": builder.paint(tx.poster, 0.6, 0.5),
     }
     for forward, distance, across in (
         (np.array([1.0, 0.0, 0.0]), length / 2, width),

@@ -370,12 +370,15 @@ def bricks(
     rows = -(-height_px // brick_height)
     columns = -(-width_px // brick_width) + 1
     tones = rng.normal(1.0, 0.13, (rows, columns)).astype(np.float32)
-    y, x = np.mgrid[0:height_px, 0:width_px]
-    row = y // brick_height
-    shifted = x + (row % 2) * (brick_width // 2)
+    # Courses of one parity share their joints: work on whole courses, not on texels.
+    odd = (np.arange(rows) % 2 == 1)[:, None]
+    x = np.arange(width_px)[None, :] + odd * (brick_width // 2)
+    tone = np.take_along_axis(tones, np.minimum(x // brick_width, columns - 1), axis=1)
+    y = np.arange(height_px)
+    course = y // brick_height
+    joint = (x % brick_width < 2)[course] | (y % brick_height < 2)[:, None]
     image = blank(width_px, height_px, colour)
-    image *= tones[row, np.minimum(shifted // brick_width, columns - 1)][..., None]
-    joint = (y % brick_height < 2) | (shifted % brick_width < 2)
+    image *= tone[course][..., None]
     image[joint] = 0.4 * image[joint] + 0.6 * as_bgr([165, 172, 176])
     size = (width_px, height_px)
     image *= 1 + 0.08 * noise(rng, size, coarsest_px=300, falloff=0.75)[..., None]
