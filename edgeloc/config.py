@@ -32,6 +32,9 @@ METHOD_CHOICES = (
 PACE_CHOICES = ("realtime", "every")
 BACKEND_CHOICES = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
 
+REALTIME_BUDGET_MS = 33.0
+"""Budget with ``--pace realtime`` when none is given: a frame of a 30 Hz camera."""
+
 _MAX_BUDGET_MS = 60_000.0
 
 
@@ -47,8 +50,9 @@ class RunConfig:
         Site folder.
     intrinsics : str or None
         Calibration file, see `edgeloc.runtime.intrinsics.load_intrinsics`.
-    budget_ms : float
-        Time from the capture of a frame to its record.
+    budget_ms : float or None
+        Time from the capture of a frame to its record; None goes by the pace, see
+        `budget_ns_at`.
     emit : str
         "asap" or "fixed".
     method : str
@@ -76,7 +80,7 @@ class RunConfig:
     camera: str | None = None
     map: str | None = None
     intrinsics: str | None = None
-    budget_ms: float = 33.0
+    budget_ms: float | None = None
     emit: str = "asap"
     method: str = "auto"
     cold: bool = False
@@ -92,10 +96,31 @@ class RunConfig:
     quiet: bool = False
     debug: bool = False
 
-    @property
-    def budget_ns(self) -> int:
-        """`budget_ms` in ns."""
-        return round(self.budget_ms * 1e6)
+    def budget_ns_at(self, pace: str) -> int | None:
+        """Return the budget of a frame, ns; None when there is no deadline.
+
+        Parameters
+        ----------
+        pace : str
+            "realtime": `REALTIME_BUDGET_MS` unless `budget_ms` is given. "every": each
+            frame is to be localized, however long it takes, unless it is given.
+
+        Raises
+        ------
+        ConfigError
+            When records are to come at a deadline and there is none.
+        """
+        budget_ms = self.budget_ms
+        if budget_ms is None and pace == "realtime":
+            budget_ms = REALTIME_BUDGET_MS
+        if budget_ms is not None:
+            return round(budget_ms * 1e6)
+        if self.emit == "fixed":
+            raise ConfigError(
+                "--emit fixed needs --budget-ms MS: with --pace every, which is what "
+                "recordings run with, frames have no deadline"
+            )
+        return None
 
     def as_options(self) -> dict[str, object]:
         """Return the resolved options by option name, for logs."""
@@ -274,6 +299,10 @@ def _contradictions(config: RunConfig, problems: list[str]) -> None:
                 problems.append(f"--{name} {what} is missing (or use --demo)")
     elif config.map is None and config.camera is not None:
         problems.append("--check --camera also needs --map SITE")
+    try:
+        config.budget_ns_at(config.pace or "realtime")  # None: the source will say
+    except ConfigError as exc:
+        problems.append(str(exc))
     if config.quiet and config.debug:
         problems.append("--quiet and --debug exclude each other")
     if len(set(config.out)) != len(config.out):

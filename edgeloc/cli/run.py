@@ -33,6 +33,7 @@ from edgeloc.config import (
     EMIT_CHOICES,
     METHOD_CHOICES,
     PACE_CHOICES,
+    REALTIME_BUDGET_MS,
     RunConfig,
     resolve_run_config,
 )
@@ -107,14 +108,16 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--budget-ms",
         "MS",
-        f"time from capture to record (default: {default.budget_ms:g}); with --pace "
-        "every and a recording, from the start of processing",
+        f"time from capture to record (default with --pace realtime: "
+        f"{REALTIME_BUDGET_MS:g}; with --pace every: no deadline); with --pace every "
+        "and a recording, from the start of processing",
     )
     add(
         "--emit",
         _one_of(EMIT_CHOICES),
         "asap: when the answer is there; fixed: at timestamp + budget, never earlier, "
-        f"for a constant latency (default: {default.emit})",
+        f"for a constant latency; needs --budget-ms with --pace every (default: "
+        f"{default.emit})",
     )
     add(
         "--method",
@@ -130,8 +133,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--pace",
         _one_of(PACE_CHOICES),
         "realtime: frames come at their rate and are dropped when late; every: each "
-        "frame is processed (default: realtime for cameras and streams, every for "
-        "files and folders)",
+        "frame is processed, and gets the time it needs unless --budget-ms is given "
+        "(default: realtime for cameras and streams, every for files and folders)",
     )
     add(
         "--rate",
@@ -287,6 +290,18 @@ def _source_camera(
         raise
 
 
+def _pace_and_budget(
+    config: RunConfig, source: FrameSource
+) -> tuple[str, int | None]:
+    """Return the pace and the budget in ns; closes the source when it raises."""
+    pace = config.pace or ("realtime" if source.live else "every")
+    try:
+        return pace, config.budget_ns_at(pace)
+    except ConfigError:
+        source.close()
+        raise
+
+
 @contextmanager
 def _frozen_garbage() -> Iterator[None]:
     """Keep the collector off what start-up made: it lives as long as the run."""
@@ -314,7 +329,7 @@ def _run(config: RunConfig) -> int:
     site = _open_site(config)
     map_id = site.manifest.map_id
     source, camera = _source_camera(config, site, clock)
-    pace = config.pace or ("realtime" if source.live else "every")
+    pace, budget_ns = _pace_and_budget(config, source)
     feed: FrameFeed = (
         RealtimeFeed(source, clock=clock) if pace == "realtime" else DirectFeed(source)
     )
@@ -325,12 +340,13 @@ def _run(config: RunConfig) -> int:
             stack.callback(sink.close)
         estimator = _make_estimator(estimator_options, site, camera, clock)
         _log.info(
-            "%s: %s %dx%d, map %s, pace %s",
+            "%s: %s %dx%d, map %s, pace %s, %s",
             __version__,
             source.name,
             *source.size,
             map_id,
             pace,
+            "no deadline" if budget_ns is None else f"budget {budget_ns / 1e6:g} ms",
         )
         _log.debug("options: %s", json.dumps(config.as_options()))
         summary = RunSummary()
@@ -342,7 +358,7 @@ def _run(config: RunConfig) -> int:
             estimator,
             sinks,
             LoopOptions(
-                budget_ns=config.budget_ns,
+                budget_ns=budget_ns,
                 from_capture=pace == "realtime" or source.live,
                 fixed=config.emit == "fixed",
                 max_frames=config.max_frames,
@@ -375,6 +391,7 @@ def _check_site(config: RunConfig) -> dict[str, object]:
         source, camera = _source_camera(config, site, clock)
         facts["camera"] = source.name
         facts["size"] = list(source.size)
+        _pace_and_budget(config, source)
         source.close()
     elif config.intrinsics is not None:
         camera = load_intrinsics(config.intrinsics)

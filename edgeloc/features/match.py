@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeloc.types import Float32Array, IntArray
 
@@ -37,7 +39,7 @@ class MatchOptions:
 def match_descriptors(
     a: Float32Array, b: Float32Array, options: MatchOptions
 ) -> tuple[IntArray, IntArray, Float32Array]:
-    """Return matches between two sets of descriptors; see `match_to_landmarks`.
+    """Return matches between two sets of descriptors.
 
     Parameters
     ----------
@@ -45,19 +47,24 @@ def match_descriptors(
         L2-normalised.
     options : MatchOptions
         What counts as a match.
+
+    Returns
+    -------
+    idx_a, idx_b : ndarray of shape (M,), int64
+        Matched pairs, `idx_a` ascending.
+    scores : ndarray of shape (M,), float32
+        How distinct each match is: the gap of squared distances between best and second
+        best, relative to the second, in [0, 1].
     """
-    return match_to_landmarks(a, b, np.arange(len(b)), options)
+    return _best_matches(np.asarray(a @ b.T), options)
 
 
-def match_to_landmarks(
-    query: Float32Array,
-    rows: Float32Array,
-    row_to_point: IntArray,
-    options: MatchOptions,
-) -> tuple[IntArray, IntArray, Float32Array]:
-    """Return matches of query descriptors to landmarks with several descriptors each.
+def landmark_similarity(
+    query: Float32Array, rows: Float32Array, row_to_point: IntArray
+) -> Float32Array:
+    """Return how similar landmarks are to query features, (P, N).
 
-    A landmark is as similar as its most similar descriptor, so that the ratio test
+    A landmark is as similar as its most similar descriptor, so that a ratio test
     compares different landmarks and not two views of one.
 
     Parameters
@@ -68,43 +75,83 @@ def match_to_landmarks(
         L2-normalised descriptors of landmarks.
     row_to_point : ndarray of shape (R,), int64
         Index of the landmark of each row, ascending, every index from 0 present.
+    """
+    similarity = rows @ query.T
+    starts = np.flatnonzero(np.diff(row_to_point, prepend=-1))
+    counts = np.diff(np.append(starts, len(rows)))
+    best = similarity[starts]
+    # maximum.reduceat does the same, ten times slower.
+    for number in range(1, int(counts.max(initial=1))):
+        several = np.flatnonzero(counts > number)
+        best[several] = np.maximum(best[several], similarity[starts[several] + number])
+    return np.asarray(best)
+
+
+def match_to_keyframes(
+    similarity: Float32Array, keyframes: Sequence[IntArray], options: MatchOptions
+) -> tuple[IntArray, IntArray, Float32Array]:
+    """Return matches of query features to the landmarks that each keyframe sees.
+
+    Mutual nearest neighbours and the ratio test run within each keyframe, as between
+    two images: among all landmarks of the place at once, things that look alike would
+    throw each other out. What several keyframes find is one match with more score.
+
+    Parameters
+    ----------
+    similarity : ndarray of shape (P, N), float32
+        From `landmark_similarity`.
+    keyframes : sequence of ndarray of int64
+        Landmark indices that each keyframe sees.
     options : MatchOptions
         What counts as a match.
 
     Returns
     -------
     query_idx, point_idx : ndarray of shape (M,), int64
-        Matched pairs, `query_idx` ascending.
+        Distinct pairs, best first.
     scores : ndarray of shape (M,), float32
-        How distinct each match is: the gap of squared distances between best and second
-        best landmark, relative to the second, in [0, 1].
+        Sum over keyframes of 0.1 + distinctiveness.
     """
-    if len(query) == 0 or len(rows) == 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-    similarity = query @ rows.T
-    query_idx = np.arange(len(query))
-    best_row = np.argmax(similarity, axis=1)
-    best = similarity[query_idx, best_row]
-    point_idx = row_to_point[best_row]
-    keep = best >= options.min_similarity
+    num_query = similarity.shape[1]
+    pairs = [np.zeros(0, np.int64)]
+    values = [np.zeros(0, np.float32)]
+    for points in keyframes:
+        query_idx, local_idx, scores = _best_matches(similarity[points].T, options)
+        pairs.append(points[local_idx] * num_query + query_idx)
+        values.append(np.float32(0.1) + np.maximum(scores, np.float32(0.0)))
+    unique, inverse = np.unique(np.concatenate(pairs), return_inverse=True)
+    total = np.bincount(inverse, np.concatenate(values), minlength=len(unique))
+    order = np.argsort(-total, kind="stable")
+    return (
+        unique[order] % max(num_query, 1),
+        unique[order] // max(num_query, 1),
+        total[order].astype(np.float32),
+    )
 
-    starts = np.searchsorted(row_to_point, np.arange(row_to_point[-1] + 1))
+
+def _best_matches(
+    similarity: npt.NDArray[np.float32], options: MatchOptions
+) -> tuple[IntArray, IntArray, Float32Array]:
+    """Return matches of rows to columns, rows ascending, and their scores.
+
+    A score says how distinct a match is: the gap of squared distances between best and
+    second best column, relative to the second.
+    """
+    num_rows, num_cols = similarity.shape
+    if num_rows == 0 or num_cols == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    rows = np.arange(num_rows)
+    cols = np.argmax(similarity, axis=1)
+    best = similarity[rows, cols]
+    keep = best >= options.min_similarity
     if options.mutual:
-        # Mutual when no other query is more similar to any descriptor of the landmark.
-        best_of_point = np.maximum.reduceat(similarity.max(axis=0), starts)
-        keep &= best >= best_of_point[point_idx]
-    # The second best of another landmark: hide the rows of the best one. (Reducing the
-    # matrix to landmarks first with maximum.reduceat took ten times longer.)
-    counts = np.diff(np.append(starts, len(rows)))
-    for number in range(int(counts.max())):
-        has_row = counts[point_idx] > number
-        hidden = starts[point_idx[has_row]] + number
-        similarity[query_idx[has_row], hidden] = -1.0
-    second = similarity.max(axis=1)
+        keep &= best >= similarity.max(axis=0)[cols]
+    similarity[rows, cols] = -1.0
+    second_distance2 = np.maximum(2.0 - 2.0 * similarity.max(axis=1), 1e-6)
+    similarity[rows, cols] = best
     best_distance2 = np.maximum(2.0 - 2.0 * best, 0.0)
-    second_distance2 = np.maximum(2.0 - 2.0 * second, 1e-6)
     if options.max_ratio < 1:
         keep &= best_distance2 <= options.max_ratio**2 * second_distance2
     kept = np.flatnonzero(keep)
     scores = 1.0 - best_distance2[kept] / second_distance2[kept]
-    return kept, point_idx[kept].astype(np.int64), np.asarray(scores, np.float32)
+    return kept, cols[kept].astype(np.int64), np.asarray(scores, np.float32)

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from edgeloc.features.match import MatchOptions, match_to_landmarks
+from edgeloc.features.match import (
+    MatchOptions,
+    landmark_similarity,
+    match_to_keyframes,
+)
 from edgeloc.geometry.pnp import PnpOptions, PnpResult, estimate_pose
 from edgeloc.geometry.se3 import rotation_angle_rad
 from edgeloc.localize.candidate import Candidate, Query
@@ -119,8 +123,9 @@ def covisibility_clusters(
 def match_local_map(
     query: Query,
     local_map: LocalMap,
-    rows: Float32Array,
     *,
+    rows: Float32Array,
+    visible: Sequence[IntArray],
     options: MatchOptions,
 ) -> tuple[Matches2D3D, Float32Array]:
     """Return 2D-3D matches and the position uncertainty of each landmark.
@@ -133,19 +138,21 @@ def match_local_map(
         Landmarks.
     rows : ndarray of shape (R, D), float32
         Decoded descriptors of the local map.
+    visible : sequence of ndarray of int64
+        Landmark ids that each of its keyframes sees, ascending.
     options : MatchOptions
         What counts as a match.
     """
-    query_idx, point_idx, scores = match_to_landmarks(
-        query.descriptors, rows, local_map.row_to_point, options
+    query_idx, point_idx, scores = match_to_keyframes(
+        landmark_similarity(query.descriptors, rows, local_map.row_to_point),
+        [np.searchsorted(local_map.point3D_ids, ids) for ids in visible],
+        options,
     )
-    order = np.argsort(-scores, kind="stable")
-    query_idx, point_idx = query_idx[order], point_idx[order]
     matches = Matches2D3D(
         points2D=query.features.keypoints[query_idx].astype(np.float64),
         points3D=local_map.points3D[point_idx],
         point3D_ids=local_map.point3D_ids[point_idx],
-        scores=scores[order],
+        scores=scores,
     )
     return matches, local_map.sigmas[point_idx]
 
@@ -253,7 +260,11 @@ def relocalize(
         if len(local_map) < options.integrity.min_inliers:
             continue
         matches, sigmas = match_local_map(
-            query, local_map, decode(local_map.descriptors), options=options.match
+            query,
+            local_map,
+            rows=decode(local_map.descriptors),
+            visible=[visible[idx] for idx in cluster],
+            options=options.match,
         )
         if len(matches) < options.integrity.min_inliers:
             rejected = rejected or _lost(Cause.FEW_MATCHES, matches)

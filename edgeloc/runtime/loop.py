@@ -24,6 +24,8 @@ from edgeloc.types import (
 
 _log = logging.getLogger(__name__)
 
+_NO_DEADLINE_NS = 10**18  # 31 years
+
 
 class Steps(Protocol):
     """What the loop needs of `edgeloc.runtime.estimator.Estimator`."""
@@ -38,8 +40,9 @@ class LoopOptions:
 
     Parameters
     ----------
-    budget_ns : int
-        From capture (`from_capture`) or from the start of processing to the record.
+    budget_ns : int or None
+        From capture (`from_capture`) or from the start of processing to the record;
+        None = no deadline.
     from_capture : bool
         Whether the budget starts with the frame's timestamp. With ``--pace every`` a
         recording's timestamps have nothing to do with now, and it does not.
@@ -53,12 +56,16 @@ class LoopOptions:
         For the records of frames that the estimator never sees.
     """
 
-    budget_ns: int
+    budget_ns: int | None
     from_capture: bool
     fixed: bool
     max_frames: int | None
     image_size: tuple[int, int]
     map_id: str
+
+    def __post_init__(self) -> None:
+        if self.fixed and self.budget_ns is None:
+            raise ValueError("records cannot wait for a deadline that does not exist")
 
 
 def _checked(frame: AnyFrame, image_size: tuple[int, int]) -> AnyFrame:
@@ -139,6 +146,7 @@ def run_loop(
         When a live source broke; all records so far are out.
     """
     unreadable = RepeatedWarning(_log, clock)
+    budget_ns = _NO_DEADLINE_NS if options.budget_ns is None else options.budget_ns
     feed.begin()
     while options.max_frames is None or summary.num_frames < options.max_frames:
         frame = feed.next(stop)
@@ -148,7 +156,7 @@ def run_loop(
         start_ns = frame.timestamp_ns if options.from_capture else clock.now_ns()
         budget = FrameBudget(
             start_ns=start_ns,
-            deadline_ns=start_ns + options.budget_ns,
+            deadline_ns=start_ns + budget_ns,
             clock=clock,
         )
         if isinstance(frame, UnreadableFrame):

@@ -94,6 +94,27 @@ def test_video_in_real_time_keeps_the_newest_frames(edgeloc_run, tmp_path, fake)
     assert f"{25 - len(ids)} dropped" in outcome.err
 
 
+def test_recording_has_no_deadline_unless_asked(edgeloc_run, images, tmp_path, fake):
+    """Every frame is to be localized, not to be answered with cause DEADLINE."""
+    site = fake.make_fake_site(tmp_path / "slow-site", "slow")
+    arguments = ("--camera", images, "--map", site, "--max-frames", 2)
+    patient = edgeloc_run(*arguments)
+    assert [r["deadline_met"] for r in patient.records] == [True, True]
+    assert "pace every, no deadline" in patient.err
+    strict = edgeloc_run(*arguments, "--budget-ms", 1)
+    assert [r["deadline_met"] for r in strict.records] == [False, False]
+    assert "pace every, budget 1 ms" in strict.err
+    realtime = edgeloc_run(*arguments, "--pace", "realtime")
+    assert "pace realtime, budget 33 ms" in realtime.err
+
+
+@pytest.mark.parametrize("check", [(), ("--check",)])
+def test_fixed_emission_of_a_recording_needs_a_budget(edgeloc_run, images, site, check):
+    arguments = ("--camera", images, "--map", site, "--emit", "fixed", *check)
+    assert_one_line_error(edgeloc_run(*arguments), 2, "--emit fixed needs --budget-ms")
+    assert edgeloc_run(*arguments, "--budget-ms", 5).code == 0
+
+
 def test_other_image_size_is_scaled(edgeloc_run, tmp_path, site):
     cv2.imwrite(str(tmp_path / "half.png"), np.zeros((24, 32, 3), np.uint8))
     outcome = edgeloc_run("--camera", tmp_path / "half.png", "--map", site)

@@ -30,7 +30,6 @@ def problems_of(command_line, file=None):
 def test_defaults():
     config = resolve_run_config(BOTH)
     assert config == RunConfig(camera="0", map="site")
-    assert config.budget_ns == 33_000_000
     assert config.out == ("jsonl:-",)
 
 
@@ -89,6 +88,29 @@ def test_all_problems_are_reported_at_once(tmp_path):
         "--camera SOURCE is missing (or use --demo)",
         "--map SITE is missing (or use --demo)",
     ]
+
+
+def test_budget_without_a_number_goes_by_the_pace():
+    config = resolve_run_config(BOTH)
+    assert config.budget_ns_at("realtime") == 33_000_000
+    assert config.budget_ns_at("every") is None
+    config = resolve_run_config({**BOTH, "budget_ms": "12.5"})
+    assert config.budget_ns_at("realtime") == config.budget_ns_at("every") == 12_500_000
+
+
+def test_fixed_emission_needs_a_deadline():
+    fixed = {**BOTH, "emit": "fixed"}
+    problem = (
+        "--emit fixed needs --budget-ms MS: with --pace every, which is what recordings "
+        "run with, frames have no deadline"
+    )
+    assert problems_of({**fixed, "pace": "every"}) == [problem]
+    given = resolve_run_config({**fixed, "pace": "every", "budget_ms": "50"})
+    assert given.budget_ns_at("every") == 50_000_000
+    by_source = resolve_run_config(fixed)
+    assert by_source.budget_ns_at("realtime") == 33_000_000
+    with pytest.raises(ConfigError, match="--emit fixed needs --budget-ms MS"):
+        by_source.budget_ns_at("every")
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "0", "-1", "60001"])

@@ -5,8 +5,9 @@ import pytest
 
 from edgeloc.features.match import (
     MatchOptions,
+    landmark_similarity,
     match_descriptors,
-    match_to_landmarks,
+    match_to_keyframes,
 )
 
 
@@ -52,31 +53,47 @@ def test_score_is_the_relative_gap_of_squared_distances():
     assert scores[0] == pytest.approx(gap, abs=1e-5)
 
 
-def test_landmarks_match_as_brute_force_says(rng):
+def test_keyframes_match_as_brute_force_says(rng):
     """Against a loop that follows the definition word by word."""
     query, rows = unit_rows(rng, 40, 8), unit_rows(rng, 90, 8)
-    row_to_point = np.sort(rng.integers(0, 30, 90))
-    row_to_point = np.unique(row_to_point, return_inverse=True)[1]
+    row_to_point = np.unique(np.sort(rng.integers(0, 30, 90)), return_inverse=True)[1]
+    num_points = int(row_to_point[-1]) + 1
+    keyframes = [np.sort(rng.permutation(num_points)[:20]) for _ in range(3)]
     options = MatchOptions(max_ratio=0.95, min_similarity=0.3)
     similarity = query @ rows.T
     by_point = np.stack(
-        [
-            similarity[:, row_to_point == p].max(axis=1)
-            for p in range(row_to_point[-1] + 1)
-        ],
-        axis=1,
+        [similarity[:, row_to_point == p].max(axis=1) for p in range(num_points)]
     )
-    expected = []
-    for q, values in enumerate(by_point):
-        order = np.argsort(-values)
-        best, second = values[order[0]], values[order[1]]
-        near_enough = (2 - 2 * best) <= 0.95**2 * (2 - 2 * second)
-        mutual = np.argmax(by_point[:, order[0]]) == q
-        if best >= 0.3 and near_enough and mutual:
-            expected.append((q, int(order[0])))
-    query_idx, point_idx, _ = match_to_landmarks(query, rows, row_to_point, options)
-    assert len(expected) > 5
-    assert list(zip(query_idx.tolist(), point_idx.tolist(), strict=True)) == expected
+    np.testing.assert_allclose(
+        landmark_similarity(query, rows, row_to_point), by_point, atol=1e-6
+    )
+    expected = {}
+    for points in keyframes:
+        for q in range(len(query)):
+            order = points[np.argsort(-by_point[points, q])]
+            best, second = by_point[order[:2], q]
+            distance2, next_distance2 = 2 - 2 * best, 2 - 2 * second
+            if (
+                best >= 0.3
+                and distance2 <= 0.95**2 * next_distance2
+                and np.argmax(by_point[order[0]]) == q
+            ):
+                pair = (q, int(order[0]))
+                gained = 0.1 + 1 - distance2 / next_distance2
+                expected[pair] = expected.get(pair, 0.0) + gained
+    query_idx, point_idx, scores = match_to_keyframes(by_point, keyframes, options)
+    found = dict(
+        zip(
+            zip(query_idx.tolist(), point_idx.tolist(), strict=True),
+            scores,
+            strict=True,
+        )
+    )
+    assert len(expected) > 10
+    assert found.keys() == expected.keys()
+    for pair, score in found.items():
+        assert score == pytest.approx(expected[pair], abs=1e-4)
+    assert np.all(np.diff(scores) <= 0)
 
 
 def test_two_descriptors_of_one_landmark_do_not_compete(rng):
@@ -85,22 +102,19 @@ def test_two_descriptors_of_one_landmark_do_not_compete(rng):
     rows = np.repeat(query, 2, axis=0)
     rows += rng.normal(scale=0.01, size=rows.shape).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    row_to_point = np.repeat(np.arange(10), 2)
-    query_idx, point_idx, _ = match_to_landmarks(
-        query, rows, row_to_point, MatchOptions(max_ratio=0.8)
+    similarity = landmark_similarity(query, rows, np.repeat(np.arange(10), 2))
+    query_idx, point_idx, _ = match_to_keyframes(
+        similarity, [np.arange(10)], MatchOptions(max_ratio=0.5)
     )
-    np.testing.assert_array_equal(query_idx, np.arange(10))
-    np.testing.assert_array_equal(point_idx, np.arange(10))
-    _, as_rows, _ = match_descriptors(query, rows, MatchOptions(max_ratio=0.8))
-    assert len(as_rows) < 5
+    assert len(query_idx) == 10
+    np.testing.assert_array_equal(query_idx, point_idx)
 
 
-@pytest.mark.parametrize(("num_query", "num_rows"), [(0, 5), (5, 0), (0, 0)])
-def test_nothing_matches_nothing(rng, num_query, num_rows):
-    query_idx, point_idx, scores = match_to_landmarks(
-        unit_rows(rng, num_query),
-        unit_rows(rng, num_rows),
-        np.arange(num_rows),
+@pytest.mark.parametrize(("num_query", "num_points"), [(0, 5), (5, 0), (0, 0)])
+def test_nothing_matches_nothing(num_query, num_points):
+    query_idx, point_idx, scores = match_to_keyframes(
+        np.zeros((num_points, num_query), np.float32),
+        [np.arange(num_points)],
         MatchOptions(),
     )
     assert len(query_idx) == len(point_idx) == len(scores) == 0

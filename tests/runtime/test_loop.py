@@ -175,6 +175,21 @@ def test_budget_starts_with_processing_for_recordings():
     ]
 
 
+def test_without_a_deadline_no_answer_is_late():
+    items = [frame_of(0, timestamp_ns=0), unreadable(1)]
+    run = Run(items, start_ns=0, cost_ns=3_600_000 * MS, budget_ns=None).go()
+    assert [r["deadline_met"] for r in run.sink.records] == [True, True]
+    assert run.sink.records[0]["latency_ms"] == 3_600_000.0
+    assert run.summary.num_late == 0
+    ((start_ns, deadline_ns),) = run.estimator.budgets
+    assert deadline_ns - start_ns > 3600 * 24 * 365 * 1000 * MS, "nothing is skipped"
+
+
+def test_fixed_records_need_a_deadline():
+    with pytest.raises(ValueError, match="a deadline that does not exist"):
+        Run([], budget_ns=None, fixed=True)
+
+
 def test_asap_emits_when_the_answer_is_there():
     run = Run([frame_of(0, timestamp_ns=0)], start_ns=0).go()
     assert run.sink.times_ns == [10 * MS]

@@ -20,7 +20,7 @@ import numpy as np
 from edgeloc.cli.common import EXIT_OK, run_command
 from edgeloc.features.classical import get_family
 from edgeloc.features.extract import extract_features, to_grey
-from edgeloc.features.match import MatchOptions, match_to_landmarks
+from edgeloc.features.match import landmark_similarity
 from edgeloc.features.retrieve import train_vlad
 from edgeloc.geometry.camera import project
 from edgeloc.geometry.pnp import PnpOptions, estimate_pose, resolve_backend
@@ -164,8 +164,8 @@ def make_kernels() -> dict[str, Kernel]:
         kernels[f"{label}: detect and describe"] = partial(
             extract_features, grey, family, max_keypoints=count
         )
-        kernels[f"{label}: match to {2 * len(decoded)} landmarks"] = partial(
-            match_to_landmarks, decoded, rows, row_to_point, MatchOptions()
+        kernels[f"{label}: compare with {2 * len(decoded)} landmarks"] = partial(
+            landmark_similarity, decoded, rows, row_to_point
         )
         kernels[f"{label}: global descriptor"] = partial(vlad.describe, decoded)
     backends = dict.fromkeys(["opencv", resolve_backend("auto")])

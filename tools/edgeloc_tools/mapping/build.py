@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,9 +108,9 @@ class BuildResult:
 
 
 def default_keypoints(family: str, camera: CameraModel) -> int:
-    """Return the keypoints per image: more for larger images, by their side length."""
+    """Return the keypoints per image: more for larger images, up to twice as many."""
     base = _KEYPOINTS_AT_VGA.get(family, 1000)
-    growth = math.sqrt(camera.width * camera.height / (640.0 * 480.0))
+    growth = camera.width * camera.height / (640.0 * 480.0)
     return int(round(base * min(max(growth, 1.0), 2.0), -2))
 
 

@@ -142,11 +142,11 @@ def night_light(extent_m: tuple[float, float, float], *, along_x: bool) -> Light
         radius_m = 3.5
     else:
         places = [
-            (0.32 * length, -0.3 * width, 0.6 * height),
-            (-0.35 * length, 0.33 * width, 0.5 * height),
+            (0.42 * length, -0.36 * width, 0.6 * height),
+            (-0.42 * length, 0.36 * width, 0.5 * height),
         ]
         radius_m = 0.7
-    lamps = tuple(Lamp(position=p, strength=0.9, radius_m=radius_m) for p in places)
+    lamps = tuple(Lamp(position=p, strength=1.1, radius_m=radius_m) for p in places)
     return Light(
         ambient=0.08, colour=(1.25, 1.0, 0.85), gamma=1.0, lamps=lamps, noise_scale=4.0
     )
