@@ -5,8 +5,12 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
+# Before pycolmap, whatever a test imports first: see edgeloc_tools.mapping.sfm_colmap.
+import cv2  # noqa: F401
 import numpy as np
 import pytest
+
+pytest_plugins = ("site_fixture",)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -290,9 +290,7 @@ def _source_camera(
         raise
 
 
-def _pace_and_budget(
-    config: RunConfig, source: FrameSource
-) -> tuple[str, int | None]:
+def _pace_and_budget(config: RunConfig, source: FrameSource) -> tuple[str, int | None]:
     """Return the pace and the budget in ns; closes the source when it raises."""
     pace = config.pace or ("realtime" if source.live else "every")
     try:

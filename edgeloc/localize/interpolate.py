@@ -289,7 +289,7 @@ def _coarse_covariance(  # noqa: PLR0917 - one formula over five arrays
     in_world = spread + np.eye(3) * calibration.position_sigma**2
     # To first order the centre moves by -R^T v under Exp(omega, v).
     covariance[3:, 3:] = R @ in_world @ R.T
-    return 0.5 * (covariance + covariance.T)
+    return np.asarray(0.5 * (covariance + covariance.T))
 
 
 def keyframe_spacing(centers: FloatArray) -> float:
@@ -298,7 +298,7 @@ def keyframe_spacing(centers: FloatArray) -> float:
         return 0.0
     from scipy.spatial import cKDTree
 
-    distance, _ = cKDTree(centers).query(centers, k=2)
+    distance = np.asarray(cKDTree(centers).query(centers, k=2)[0])
     return float(np.median(distance[:, 1]))
 
 

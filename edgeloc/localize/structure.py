@@ -14,6 +14,7 @@ from edgeloc.features.match import (
     match_to_keyframes,
 )
 from edgeloc.geometry.pnp import PnpOptions, PnpResult, estimate_pose
+from edgeloc.geometry.refine import RefineOptions
 from edgeloc.geometry.se3 import rotation_angle_rad
 from edgeloc.localize.candidate import Candidate, Query
 from edgeloc.tiles.layout import LocalMap
@@ -82,7 +83,9 @@ class StructureOptions:
     """
 
     match: MatchOptions = field(default_factory=MatchOptions)
-    pnp: PnpOptions = field(default_factory=PnpOptions)
+    pnp: PnpOptions = field(
+        default_factory=lambda: PnpOptions(refine=RefineOptions(loss_scale_px=1.0))
+    )
     integrity: IntegrityOptions = field(default_factory=IntegrityOptions)
     min_shared_landmarks: int = 10
     max_clusters: int = 3
@@ -251,9 +254,8 @@ def relocalize(
     """
     if len(query.features) < options.integrity.min_inliers:
         return _lost(Cause.FEW_FEATURES)
-    best: tuple[PnpResult, Matches2D3D] | None = None
+    sound: list[tuple[PnpResult, Matches2D3D]] = []
     rejected: Candidate | None = None
-    ambiguous = False
     clusters = covisibility_clusters(visible, min_shared=options.min_shared_landmarks)
     for cluster in clusters[: options.max_clusters]:
         local_map = load_local_map(retrieved.keyframe_ids[np.array(cluster)])
@@ -281,16 +283,12 @@ def relocalize(
             mask = None if result is None else result.inlier_mask
             rejected = _lost(Cause.FEW_INLIERS, matches, mask)
             continue
-        if best is None:
-            best = (result, matches)
-            continue
-        ambiguous |= _disagree(best[0], result, matches, options.integrity)
-        if result.num_inliers > best[0].num_inliers:
-            best = (result, matches)
-    if best is None:
+        sound.append((result, matches))
+    if not sound:
         return rejected or _lost(Cause.FEW_MATCHES)
-    result, matches = best
-    if ambiguous:
+    # Only rivals of the best count: two weak poses may well contradict each other.
+    result, matches = max(sound, key=lambda found: found[0].num_inliers)
+    if any(_disagree(result, *other, options.integrity) for other in sound):
         return _lost(Cause.AMBIGUOUS, matches, result.inlier_mask)
     return Candidate(
         status=PoseStatus.LOCALIZED,

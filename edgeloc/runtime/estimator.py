@@ -84,7 +84,8 @@ class EstimatorOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(
-                f"method {self.method!r} is unknown, expected {', '.join(METHODS)}"
+                f"--method {self.method}: this version of edgeloc cannot do that (yet), "
+                f"only {', '.join(METHODS)}"
             )
         if self.num_retrieved < 1:
             raise ConfigError(f"num_retrieved {self.num_retrieved} must be at least 1")
@@ -233,7 +234,8 @@ class Estimator:
     def _affordable(self, budget: FrameBudget, *stages: str) -> bool:
         if budget.allows(sum(self._timer.cost_ns(stage) for stage in stages)):
             return True
-        self._timer.forget_one(stages[-1])
+        for stage in stages:
+            self._timer.forget_one(stage)
         return False
 
     def _trace(self, frame: Frame, budget: FrameBudget) -> FrameTrace:

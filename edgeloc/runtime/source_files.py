@@ -93,7 +93,10 @@ def _jpeg_is_complete(data: bytes) -> bool:
 
 
 def read_image(path: Path) -> ByteArray | str:
-    """Decode an image file completely.
+    """Decode an image file completely, in the pixel order of the file.
+
+    EXIF orientation is not applied: mapping reads stored pixels, and intrinsics are
+    given for them, as COLMAP does.
 
     Parameters
     ----------
@@ -116,7 +119,10 @@ def read_image(path: Path) -> ByteArray | str:
     if data.startswith(b"\x89PNG") and b"IEND" not in data[-64:]:
         return "is a truncated PNG"
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(
+            np.frombuffer(data, np.uint8),
+            cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION,
+        )
     except cv2.error as exc:
         return f"cannot be decoded ({exc.err or exc})"
     if image is None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgeloc import __version__
+from edgeloc.cli import run
 
 
 def assert_one_line_error(outcome, code, *parts):
@@ -167,6 +168,17 @@ def test_bad_config_file_is_exit_2(edgeloc_run, tmp_path):
 def test_missing_backend_is_exit_4(edgeloc_run, images, site, backend):
     outcome = edgeloc_run("--camera", images, "--map", site, "--backend", backend)
     assert_one_line_error(outcome, 4, f"--backend {backend}", "use --backend auto")
+
+
+@pytest.mark.parametrize("method", ["scene-coords", "local-sfm", "relative", "regress"])
+def test_method_of_a_later_version_is_exit_2(capsys, method):
+    """With the real estimator, before it looks for the map."""
+    code = run.main(["--camera", "0", "--map", "no/such/site", "--method", method])
+    assert code == 2
+    assert capsys.readouterr().err == (
+        f"edgeloc-run: error: --method {method}: this version of edgeloc cannot do "
+        "that (yet), only auto, structure, interpolate\n"
+    )
 
 
 def test_bad_model_is_exit_4(edgeloc_run, images, tmp_path, fake):

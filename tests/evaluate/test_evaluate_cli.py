@@ -47,7 +47,10 @@ def working(mixed_result, monkeypatch):
         (["--map", "s", *RECORDING, "--limit", "0"], "0 must be at least 1"),
         (["--map", "s", *RECORDING, "--worst", "-1"], "'-1' is not a count"),
         (["--map", "s", *RECORDING, "--weighting", "none"], "invalid choice: 'none'"),
-        (["--map", "s", *RECORDING, "--method", "magic"], "method 'magic' is unknown"),
+        (
+            ["--map", "s", *RECORDING, "--method", "magic"],
+            "--method magic: this version",
+        ),
         (["--map", "s", *RECORDING, "--budg", "33"], "unrecognized arguments: --budg"),
     ],
 )

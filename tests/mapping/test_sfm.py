@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import math
+import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from edgeloc_tools.datasets.recording import (
 from edgeloc_tools.datasets.registry import open_recording
 from edgeloc_tools.mapping import sfm_colmap, sfm_command, sfm_work
 from edgeloc_tools.mapping.align import GeoReference, umeyama, wgs84_from_enu
+from edgeloc_tools.mapping.build import build_site
 from edgeloc_tools.mapping.sfm import SfmOptions, read_summary, run_sfm
 from edgeloc_tools.mapping.sfm_plan import camera_groups, image_pairs
 from edgeloc_tools.mapping.sfm_world import DistanceConstraint, GravityPrior, place
@@ -34,6 +36,7 @@ CAMERA = CameraModel(
 # Deterministic and light: one thread and few features.
 QUICK = SfmOptions(max_keypoints=800, num_threads=1)
 SIDE_M = 4.0
+PLACE = {"latitude_deg": 47.5, "longitude_deg": -8.25, "altitude_m": 400.5}
 TEXTURE_PX = 700
 
 
@@ -206,6 +209,26 @@ class TestModel:
             assert image.source.read().shape == (240, 320, 3)
         assert (scene.out / "sparse" / "0" / "images.txt").is_file()
         assert (scene.out / "sparse" / "0" / "images.bin").is_file()
+
+    def test_its_site_has_the_scale_gravity_and_place_of_sfm_json(
+        self, scene, tmp_path
+    ):
+        again = open_recording(format="colmap", input=scene.out)
+        assert again.metric
+        assert again.gravity_in_world == scene.found.gravity_in_world
+        assert again.geo_reference is scene.found.geo_reference is None
+        assert again.pose_source == scene.found.pose_source
+
+        copy = shutil.copytree(scene.out, tmp_path / "copy", symlinks=True)
+        facts = json.loads((copy / "sfm.json").read_text())
+        facts["geo_reference"] = PLACE
+        (copy / "sfm.json").write_text(json.dumps(facts))
+        recording = open_recording(format="colmap", input=copy / "sparse" / "0")
+        build_site(recording, out=tmp_path / "site")
+        site = json.loads((tmp_path / "site" / "site.json").read_text())
+        assert site["metric"] is True
+        assert site["gravity_in_world"] == [0.0, 0.0, -1.0]
+        assert site["geo_reference"] == PLACE
 
     def test_progress_names_each_step_with_counts(self, scene):
         text = "\n".join(scene.lines)
@@ -483,8 +506,10 @@ def test_known_intrinsics_and_poses_are_kept_and_masks_are_used(tmp_path):
         ),
         metric=True,
         gravity_in_world=(0.0, 0.0, -1.0),
+        geo_reference=PLACE,
     )
     found = run_sfm(recording, tmp_path / "out", options=QUICK)
+    assert found.geo_reference == PLACE
     assert list(found.cameras.values()) == [CAMERA]
     for image in found.images:
         error = image.cam_from_world.origin_in_a - truth[image.name].origin_in_a

@@ -191,12 +191,14 @@ def test_bad_json_says_what(tmp_path, text, message):
     ],
 )
 def test_ros_camera_info(tmp_path, model, data, expected_model, distortion):
+    pytest.importorskip("yaml")
     text = ROS.format(model=model, count=len(data), data=data)
     camera = load_intrinsics(write(tmp_path, "info.yaml", text))
     check(camera, expected_model, (640, 480), (*CENTRE, *distortion))
 
 
 def test_ros_camera_info_message(tmp_path):
+    pytest.importorskip("yaml")
     """What `ros2 topic echo --once` prints."""
     text = (
         "header:\n  frame_id: cam\nheight: 480\nwidth: 640\n"
@@ -208,6 +210,7 @@ def test_ros_camera_info_message(tmp_path):
 
 
 def test_kalibr_camchain(tmp_path):
+    pytest.importorskip("yaml")
     path = write(tmp_path, "camchain.yaml", KALIBR)
     check(
         load_intrinsics(f"{path}#cam0"),
@@ -250,6 +253,7 @@ def test_kalibr_camchain(tmp_path):
     ],
 )
 def test_bad_yaml_says_what(tmp_path, text, message):
+    pytest.importorskip("yaml")
     path = write(tmp_path, "cam.yaml", text)
     with pytest.raises(ConfigError) as caught:
         load_intrinsics(f"{path}#cam0" if "cam0" in text else path)

@@ -121,6 +121,26 @@ def test_jpeg_cut_behind_its_thumbnail_is_truncated(tmp_path):
     assert read_image(tmp_path / "cut.jpg") == "is a truncated JPEG"
 
 
+def test_exif_orientation_is_not_applied(tmp_path):
+    """Mapping reads stored pixels; a turned query would be of another camera."""
+    stored = np.zeros((48, 64, 3), np.uint8)
+    stored[:, :32] = 200
+    data = cv2.imencode(".jpg", stored)[1].tobytes()
+    turned = (
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0"
+        b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # tag 0x0112 is 6
+    )
+    segment = b"\xff\xe1" + (len(turned) + 2).to_bytes(2, "big") + turned
+    path = tmp_path / "portrait.jpg"
+    path.write_bytes(data[:2] + segment + data[2:])
+    assert cv2.imread(str(path)).shape == (64, 48, 3), "OpenCV would turn it"
+    source = open_source(str(path), clock=ManualClock())
+    assert source.size == (64, 48)
+    image = source.read().image
+    assert image.shape == (48, 64, 3)
+    np.testing.assert_allclose(image[:, [4, 60]].mean((0, 2)), [200, 0], atol=3)
+
+
 def test_unreadable_files_say_why(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("no picture")

@@ -18,6 +18,7 @@ from edgeloc_tools.datasets.request import (
     require_image,
     size_of,
 )
+from edgeloc_tools.datasets.sfm_facts import find_sfm_facts
 
 
 def read_colmap(request: ReadRequest) -> Recording:
@@ -37,7 +38,8 @@ def read_colmap(request: ReadRequest) -> Recording:
     Notes
     -----
     Intrinsics are used as they are published (corner convention). A model's scale is
-    not known from its files, therefore `Recording.metric` is False.
+    not known from its files, therefore `Recording.metric` is False, unless an
+    ``sfm.json`` beside it says more (`edgeloc_tools.datasets.sfm_facts`).
 
     Raises
     ------
@@ -52,6 +54,7 @@ def read_colmap(request: ReadRequest) -> Recording:
         )
     root = _image_folder(request, folder)
     poses = _frame_poses(model)
+    facts = find_sfm_facts(folder)
 
     images = []
     names: set[str] = set()
@@ -84,8 +87,10 @@ def read_colmap(request: ReadRequest) -> Recording:
             str(k): request.camera(str(k), own) or own
             for k, own in model.cameras.items()
         },
-        metric=False,
-        pose_source="COLMAP model",
+        metric=facts is not None and facts.metric,
+        gravity_in_world=None if facts is None else facts.gravity_in_world,
+        geo_reference=None if facts is None else facts.geo_reference,
+        pose_source="COLMAP model" if facts is None else facts.pose_source,
     )
 
 

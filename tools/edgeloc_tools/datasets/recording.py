@@ -173,7 +173,9 @@ class RecordedImage:
         """Return the mask, (H, W) uint8, or None when there is none."""
         if self.mask_path is None:
             return None
-        mask = cv2.imread(str(self.mask_path), cv2.IMREAD_GRAYSCALE)
+        mask = cv2.imread(
+            str(self.mask_path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+        )
         if mask is None:
             raise DatasetError(f"{self.mask_path}: is not a readable mask")
         return np.asarray(mask, dtype=np.uint8)
@@ -196,6 +198,9 @@ class Recording:
         Whether the world's unit is the metre.
     gravity_in_world : tuple of 3 float or None
         Unit vector that points down, when known.
+    geo_reference : mapping of str to float or None
+        WGS84 latitude_deg, longitude_deg, altitude_m of the world's origin, when the
+        world is east, north, up.
     pose_source : str
         What the poses come from, for reports ("SfM pseudo ground truth", ...).
     """
@@ -205,6 +210,7 @@ class Recording:
     cameras: Mapping[str, CameraModel]
     metric: bool = True
     gravity_in_world: tuple[float, float, float] | None = None
+    geo_reference: Mapping[str, float] | None = None
     pose_source: str = ""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,12 @@ from edgeloc.tiles.layout import FamilySpec, KeyframeTable, SiteContents
 from edgeloc.tiles.reader import SiteManifest
 from edgeloc.tiles.writer import write_site
 from edgeloc.types import CameraModel, Float32Array, IntArray, Rigid3
-from edgeloc_tools.datasets.recording import ImageFile, RecordedImage, Recording
+from edgeloc_tools.datasets.recording import (
+    DepthMap,
+    ImageFile,
+    RecordedImage,
+    Recording,
+)
 from edgeloc_tools.mapping.calibrate import HeldOut, calibrate
 from edgeloc_tools.mapping.depth import depth_at_keypoints, depth_in_camera
 from edgeloc_tools.mapping.landmarks import (
@@ -231,6 +236,7 @@ def build_site(
         retrieval_arrays={**vlad.to_arrays(), **held_out.coarse.to_arrays()},
         covariance_scale=held_out.covariance_scale,
         gravity_in_world=posed.gravity_in_world,
+        geo_reference=posed.geo_reference,
         build=facts,
     )
     manifest = write_site(out, contents, max_tile_bytes=options.max_tile_bytes)
@@ -256,12 +262,18 @@ def _describe(
                 f"{image.name}: is {pixels.shape[1]}x{pixels.shape[0]} px, its camera "
                 f"{image.camera_id!r} says {camera.width}x{camera.height}"
             )
+        mask = image.read_mask()
+        if mask is not None and mask.shape != pixels.shape[:2]:
+            raise DatasetError(
+                f"{image.name}: its mask is {mask.shape[1]}x{mask.shape[0]} px, the "
+                f"image {pixels.shape[1]}x{pixels.shape[0]}; make them the same size"
+            )
         features = extract_features(
             pixels,
             family,
             max_keypoints=spec.max_keypoints,
             max_side_px=spec.max_side_px,
-            mask=image.read_mask(),
+            mask=mask,
         )
         depth = np.full(len(features), np.nan)
         sigma = depth.copy()
@@ -299,20 +311,36 @@ def _pose(image: RecordedImage) -> Rigid3:
 def _feature_key(
     image: RecordedImage, recording: Recording, spec: FamilySpec, use_depth: bool
 ) -> Mapping[str, object]:
-    stamp: list[int] = []
-    if isinstance(image.source, ImageFile):
-        status = image.source.path.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
+    depth = image.depth if use_depth else None
     return {
         "edgeloc_version": __version__,
         "recording": recording.name,
         "image": image.name,
-        "stamp": stamp,
+        "stamp": _stamp(
+            image.source.path if isinstance(image.source, ImageFile) else None
+        ),
         "spec": asdict(spec),
         "camera": asdict(recording.cameras[image.camera_id]),
-        "depth": use_depth and image.depth is not None,
-        "mask": str(image.mask_path),
+        "depth": None if depth is None else _depth_key(depth),
+        "mask": [str(image.mask_path), *_stamp(image.mask_path)],
     }
+
+
+def _depth_key(depth: DepthMap) -> list[object]:
+    return [
+        *(str(depth.path), *_stamp(depth.path), depth.metres_per_unit),
+        asdict(depth.camera),
+        depth.cam_from_depth.R.tolist(),
+        depth.cam_from_depth.t.tolist(),
+    ]
+
+
+def _stamp(path: Path | None) -> list[int]:
+    """Return size and time of a file; nothing when there is none."""
+    if path is None or not path.is_file():
+        return []
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _train_retrieval(
@@ -350,7 +378,12 @@ def _match_all(
     block = 64
     matches: list[tuple[IntArray, Float32Array]] = []
     digest = [
-        [i.name, len(i.keypoints), float(i.keypoints.sum()), int(i.stored.sum())]
+        [
+            *(i.name, len(i.keypoints), float(i.keypoints.sum()), int(i.stored.sum())),
+            # Matches are checked against the poses.
+            *(asdict(i.camera), i.cam_from_world.R.tolist()),
+            i.cam_from_world.t.tolist(),
+        ]
         for i in images
     ]
     for start in range(0, len(pairs), block):

@@ -27,6 +27,10 @@ from edgeloc_tools.progress import Progress
 MIN_SCORE = 0.05
 """Global descriptors of unrelated pictures rarely are more similar than this."""
 
+MAX_COVARIANCE_SCALE = 1e6
+"""A larger factor says that held-out frames were taken for another place; no
+covariance covers that, and a site cannot hold any number."""
+
 _CHI2_6_MEDIAN = 5.348
 _CHI2_6_Q90 = 10.645
 _CHI2_3_Q90 = 6.251
@@ -216,7 +220,7 @@ def held_out_folds(count: int, *, max_frames: int) -> list[IntArray]:
 
 
 def covariance_scale(nees: Sequence[float]) -> float:
-    """Return the factor that makes covariances honest, at least 1.
+    """Return the factor that makes covariances honest, 1 to `MAX_COVARIANCE_SCALE`.
 
     The larger of what the median and what the 90 % quantile of the normalised squared
     errors ask for; both ignore a few gross outliers, which are not the covariance's
@@ -233,7 +237,7 @@ def covariance_scale(nees: Sequence[float]) -> float:
         float(np.median(nees)) / _CHI2_6_MEDIAN,
         float(np.quantile(nees, 0.9)) / _CHI2_6_Q90,
     )
-    return max(wanted, 1.0 if len(nees) >= 5 else 4.0)
+    return min(max(wanted, 1.0 if len(nees) >= 5 else 4.0), MAX_COVARIANCE_SCALE)
 
 
 def _coarse(

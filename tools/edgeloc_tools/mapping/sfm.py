@@ -23,13 +23,12 @@ from edgeloc.clock import Clock, MonotonicClock
 from edgeloc.errors import ConfigError, DatasetError, MapError
 from edgeloc.types import CameraModel
 from edgeloc_tools.datasets.recording import ImageFile, Recording
+from edgeloc_tools.datasets.sfm_facts import FORMAT_VERSION
 from edgeloc_tools.mapping import sfm_colmap, sfm_diagnose, sfm_work, sfm_world
 from edgeloc_tools.mapping.sfm_colmap import CameraGroup
 from edgeloc_tools.mapping.sfm_plan import SfmOptions, camera_groups, image_pairs
 from edgeloc_tools.mapping.sfm_world import Placement
 
-FORMAT_VERSION = 1
-"""Of `sfm.json`."""
 MIN_IMAGES = 3
 WARN_BELOW_REGISTERED = 0.8
 _LOG = logging.getLogger(__name__)
@@ -538,6 +537,9 @@ def run_sfm(
         cameras=cameras,
         metric=placement.metric,
         gravity_in_world=placement.gravity_in_world,
+        geo_reference=(
+            None if placement.geo_reference is None else asdict(placement.geo_reference)
+        ),
         pose_source=f"structure from motion (COLMAP {sfm_colmap.version()})",
     )
 

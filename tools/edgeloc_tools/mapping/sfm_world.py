@@ -273,6 +273,11 @@ def _to_poses(
         gravity_source=source if gravity is not None else "none",
         world_frame="that of the recorded poses",
         gravity_in_world=gravity,
+        geo_reference=(
+            None
+            if recording.geo_reference is None
+            else GeoReference(**recording.geo_reference)
+        ),
         details={
             "num_known_poses": len(names),
             "num_known_poses_used": int(mask.sum()),

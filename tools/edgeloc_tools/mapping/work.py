@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class WorkFolder:
             try:
                 with np.load(file, allow_pickle=False) as data:
                     return {name: data[name] for name in data.files}
-            except (OSError, ValueError, EOFError):
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
                 file.unlink()
         arrays = make()
         self._path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,282 @@
+"""The wheel: what is in it, and that it works where only its requirements are."""
+
+from __future__ import annotations
+
+import email
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from edgeloc import __version__
+
+pytestmark = pytest.mark.packaging
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MAX_WHEEL_BYTES = 12_000_000
+DEMO = REPOSITORY / "edgeloc" / "demo"
+
+RUNTIME_REQUIREMENTS = {
+    "numpy": "",
+    "opencv-python-headless": "",
+    "onnxruntime": "",
+    "scipy": "",
+    "msgpack": "",
+    "tomli": 'python_version < "3.11"',
+}
+EXTRAS = {"yaml", "poselib", "build", "dev"}
+COMMANDS = {"edgeloc-run", "edgeloc-doctor", "edgeloc-build", "edgeloc-eval"}
+# None of them is on a device.
+NOT_ON_A_DEVICE = (
+    *("torch", "onnx", "pycolmap", "poselib", "matplotlib", "jinja2", "yaml"),
+    *("pytest", "hypothesis", "pip", "setuptools"),
+)
+
+
+def run(*command, cwd):
+    """Run a command that knows nothing of this environment."""
+    hidden = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "EDGELOC_LOG"}
+    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    return subprocess.run(
+        [str(part) for part in command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=cwd,
+        env={**environment, "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this tree, built without network and without traces in the tree."""
+    pytest.importorskip("hatchling")
+    out = tmp_path_factory.mktemp("wheel")
+    done = run(
+        *(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", out),
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = out.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def members(wheel) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="module")
+def metadata(members) -> email.message.Message:
+    return email.message_from_bytes(
+        members[f"edgeloc-{__version__}.dist-info/METADATA"]
+    )
+
+
+def files_below(folder: Path) -> set[str]:
+    return {
+        str(path.relative_to(folder.parent))
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_wheel_has_both_packages_the_models_and_nothing_else(wheel, members):
+    assert wheel.name == f"edgeloc-{__version__}-py3-none-any.whl"
+    info = f"edgeloc-{__version__}.dist-info/"
+    installed = {name for name in members if not name.startswith(info)}
+    models = {f"edgeloc/{name}" for name in files_below(REPOSITORY / "models")}
+    assert installed == (
+        files_below(REPOSITORY / "edgeloc")
+        | files_below(REPOSITORY / "tools" / "edgeloc_tools")
+        | models
+    )
+    assert {
+        "edgeloc/py.typed",
+        "edgeloc_tools/py.typed",
+        "edgeloc/models/README.md",
+        "edgeloc/tiles/FORMAT.md",
+        "edgeloc_tools/evaluate/report.html.j2",
+    } <= installed
+    assert f"{info}licenses/LICENSE" in members
+
+
+@pytest.mark.skipif(not DEMO.is_dir(), reason="edgeloc/demo is not in this tree")
+def test_wheel_has_the_demo(members):
+    assert {"edgeloc/demo/clip.mp4", "edgeloc/demo/site/site.json"} <= set(members)
+    assert any(name.startswith("edgeloc/demo/site/tiles/") for name in members)
+
+
+def test_wheel_is_small_enough_for_a_slow_link(wheel):
+    assert wheel.stat().st_size < MAX_WHEEL_BYTES
+
+
+def test_metadata_says_what_the_wheel_needs(metadata):
+    assert metadata["Name"] == "edgeloc"
+    assert metadata["Version"] == __version__
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert set(metadata.get_all("Provides-Extra")) == EXTRAS
+    requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
+    always = {r.name: r for r in requirements if "extra" not in str(r.marker)}
+    assert {n: str(r.marker or "") for n, r in always.items()} == RUNTIME_REQUIREMENTS
+    for requirement in always.values():
+        assert re.fullmatch(r">=[\d.]+", str(requirement.specifier)), requirement
+    assert not {r.name for r in requirements} & {"torch", "pycuda", "tensorrt"}
+
+
+def test_every_command_points_into_the_wheel(members):
+    parser = ConfigParser()
+    parser.read_string(
+        members[f"edgeloc-{__version__}.dist-info/entry_points.txt"].decode()
+    )
+    scripts = dict(parser["console_scripts"])
+    assert set(scripts) == COMMANDS
+    for target in scripts.values():
+        module, _, function = target.partition(":")
+        source = members[module.replace(".", "/") + ".py"].decode()
+        assert f"\ndef {function}(" in source
+
+
+def closure_of(names) -> dict[str, importlib.metadata.Distribution]:
+    """Return distributions and all that they require here, without extras."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    pending = list(names)
+    while pending:
+        name = pending.pop().lower()
+        if name in found:
+            continue
+        found[name] = importlib.metadata.distribution(name)
+        for text in found[name].requires or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                pending.append(requirement.name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory, wheel) -> Path:
+    """An environment with the wheel and its requirements, without pip or extras."""
+    root = tmp_path_factory.mktemp("device")
+    venv = root / "venv"
+    done = run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=root)
+    assert done.returncode == 0, done.stderr
+    (site_packages,) = venv.glob("lib/python*/site-packages")
+    required = [
+        name
+        for name, marker in RUNTIME_REQUIREMENTS.items()
+        if not marker or Requirement(f"{name}; {marker}").marker.evaluate()
+    ]
+    for distribution in closure_of(required).values():
+        tops = {file.parts[0] for file in distribution.files}
+        for top in tops - {"..", "__pycache__"}:
+            if not (site_packages / top).exists():
+                target = Path(distribution.locate_file(top)).resolve()
+                (site_packages / top).symlink_to(target)
+    done = run(
+        *(sys.executable, "-m", "pip", "--python", venv / "bin" / "python"),
+        *("install", "--no-deps", "--no-index", "--quiet", wheel),
+        cwd=root,
+    )
+    assert done.returncode == 0, done.stderr
+    return venv
+
+
+@pytest.fixture
+def on_device(device, tmp_path):
+    """Run a program of the device environment in an empty folder."""
+    return lambda name, *arguments: run(device / "bin" / name, *arguments, cwd=tmp_path)
+
+
+def test_device_has_the_wheel_and_nothing_of_the_workstation(on_device, device):
+    script = (
+        "import edgeloc, edgeloc_tools, importlib.util, json, sys\n"
+        "print(json.dumps([edgeloc.__file__, edgeloc_tools.__file__, "
+        "[n for n in sys.argv[1:] if importlib.util.find_spec(n)]]))"
+    )
+    done = on_device("python", "-c", script, *NOT_ON_A_DEVICE)
+    assert done.returncode == 0, done.stderr
+    edgeloc_file, tools_file, found = json.loads(done.stdout)
+    assert Path(edgeloc_file).is_relative_to(device)
+    assert Path(tools_file).is_relative_to(device)
+    assert found == []
+
+
+def test_installation_check_passes_on_the_device(on_device):
+    done = on_device("edgeloc-run", "--check")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["ok"] is True
+    assert facts["edgeloc"] == __version__
+    assert facts["backend"] == "ort-cpu"
+    if DEMO.is_dir():
+        assert facts["map"].endswith("/edgeloc/demo/site")
+    else:
+        assert facts["demo"] == "absent"
+
+
+@pytest.mark.skipif(not DEMO.is_dir(), reason="edgeloc/demo is not in this tree")
+def test_demo_runs_on_the_device(on_device):
+    done = on_device("edgeloc-run", "--demo", "--max-frames", "5", "--quiet")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [record["frame_id"] for record in records] == list(range(5))
+    assert any(record["status"] == "LOCALIZED" for record in records)
+
+
+def test_doctor_reports_on_the_device(on_device):
+    done = on_device("edgeloc-doctor", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
+    for name in ("numpy", "cv2", "onnxruntime", "scipy", "msgpack"):
+        assert findings[name]["status"] == "ok", findings[name]
+    for name in ("poselib", "yaml", "pycolmap"):
+        assert findings[name]["status"] != "ok"
+        assert "pip install" in findings[name]["advice"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("edgeloc-run",), ("edgeloc-doctor",), ("edgeloc-eval",)),
+        *(("edgeloc-build",), ("edgeloc-build", "map"), ("edgeloc-build", "sfm")),
+        *(("edgeloc-build", "synth"), ("edgeloc-build", "verify")),
+    ],
+    ids=" ".join,
+)
+def test_help_needs_no_extra(on_device, command):
+    done = on_device(*command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {' '.join(command)}")
+    assert "examples:" in done.stdout
+
+
+def test_missing_extras_are_named_where_they_are_needed(on_device, tmp_path):
+    """Not by a traceback from somewhere inside."""
+    import cv2
+    import numpy as np
+
+    (tmp_path / "photos").mkdir()
+    for idx in range(3):
+        picture = np.zeros((48, 64, 3), np.uint8)
+        assert cv2.imwrite(str(tmp_path / "photos" / f"{idx}.png"), picture)
+    recording = ("--format", "folder", "--input", "photos")
+    for command, message in (
+        (("edgeloc-build", "sfm", *recording, "-o", "model"), "needs pycolmap"),
+        (("edgeloc-eval", "--map", "s", *recording, "--report", "r"), "--report needs"),
+    ):
+        done = on_device(*command)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+        assert "pip install 'edgeloc[build]'" in done.stderr
+        assert "Traceback" not in done.stderr
