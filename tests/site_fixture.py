@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ NUM_FRAMES = 14
 RATE_HZ = 2.0
 ORB = BuildOptions(features="orb", max_keypoints=600, max_tile_bytes=100_000)
 """Small tiles, so that a frame needs several of them."""
+QUICK = BuildOptions(features="orb", max_keypoints=300)
 SIFT = BuildOptions(features="sift", max_keypoints=500, use_depth=False)
 
 
@@ -88,7 +89,7 @@ def mapping_recording() -> Recording:
 
 @functools.cache
 def small_recording() -> Recording:
-    """Its first five images, for tests that build again and again."""
+    """Its first five images: with `QUICK` a site in less than a second."""
     recording = mapping_recording()
     return recording.subset(recording.images[:5])
 
@@ -143,6 +144,10 @@ def sift_site(tmp_path_factory: pytest.TempPathFactory) -> BuiltSite:
     """The room triangulated from images alone."""
     out = tmp_path_factory.mktemp("sift") / "site"
     return build(out, mapping_recording(), SIFT)
+
+
+def with_pose(image: RecordedImage, cam_from_world: Rigid3 | None) -> RecordedImage:
+    return replace(image, cam_from_world=cam_from_world)
 
 
 def frame_of(image: np.ndarray, frame_id: int = 0) -> Frame:

@@ -44,9 +44,9 @@ def test_track_of_nothing_reports_nothing():
 
 def test_an_item_that_fails_is_not_reported():
     steps = Steps()
+    inverses = (1 // item for item in track([1, 0], "features", steps))
     with pytest.raises(ZeroDivisionError):
-        for item in track([1, 0], "features", steps):
-            1 // item
+        list(inverses)
     assert steps.told == [("features", 1, 2)]
 
 
@@ -101,7 +101,7 @@ def test_a_terminal_gets_one_line_that_is_rewritten(capsys, clock, monkeypatch):
         progress("features", done, 40)
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert err.endswith("features: 40/40 in 1.9 s\n") or err.endswith(" 2.0 s\n")
+    assert re.search(r"features: 40/40 in (1\.9|2\.0) s\n$", err)
     shown = err.split("\r\x1b[K")[1:]
     assert 8 <= len(shown) <= 15
     assert all(text.startswith("features: ") for text in shown)

@@ -183,7 +183,7 @@ def demo_paths() -> tuple[Path, Path]:
     if not (clip.is_file() and site.is_dir()):
         raise ConfigError(
             f"--demo: {folder} has no clip.mp4 and site/; install the edgeloc wheel, "
-            "or make them in a checkout with `make demo`"
+            "or use --camera and --map"
         )
     return clip, site
 

@@ -62,6 +62,11 @@ class EstimatorOptions:
         Keypoints per frame; None = as in mapping.
     num_retrieved : int
         Keyframes whose landmarks are matched.
+    num_first : int
+        Of these, how many are tried first; the others only when the pose that comes of
+        them has fewer than `num_enough` inliers.
+    num_enough : int
+        See `num_first`.
     cache_bytes : int
         Bound of the decoded tiles kept in memory.
     structure : StructureOptions
@@ -76,6 +81,8 @@ class EstimatorOptions:
     cold: bool = False
     max_keypoints: int | None = None
     num_retrieved: int = 10
+    num_first: int = 5
+    num_enough: int = 80
     cache_bytes: int = 256 << 20
     structure: StructureOptions = field(default_factory=StructureOptions)
     interpolate: InterpolateOptions = field(default_factory=InterpolateOptions)
@@ -310,32 +317,49 @@ class Estimator:
         )
 
     def _relocalize(self, query: Query, retrieved: RetrievalResult) -> Candidate:
-        def load_local_map(keyframe_ids: IntArray) -> LocalMap:
-            with self._timer.stage("local_map"):
-                return assemble_local_map(self._tiles.load, self._site, keyframe_ids)
-
+        """Try the best few keyframes, and all of them where those do not carry far."""
         try:
-            with self._timer.stage("local_map"):
-                visible = visible_point3D_ids(
-                    self._tiles.load, self._site, retrieved.keyframe_ids
+            first = self._options.num_first
+            if first < len(retrieved):
+                few = RetrievalResult(
+                    keyframe_ids=retrieved.keyframe_ids[:first],
+                    scores=retrieved.scores[:first],
                 )
-            start_ns = self._timer.stage_ns.get("local_map", 0)
-            with self._timer.stage("match_pnp"):
-                candidate = relocalize(
-                    query,
-                    retrieved,
-                    visible=visible,
-                    load_local_map=load_local_map,
-                    decode=self._family.decode,
-                    covariance_scale=self._site.manifest.covariance_scale,
-                    options=self._structure,
-                )
-            loading_ns = self._timer.stage_ns["local_map"] - start_ns
-            self._timer.stage_ns["match_pnp"] -= loading_ns
+                candidate = self._match_and_solve(query, few)
+                if (
+                    candidate.status is PoseStatus.LOCALIZED
+                    and candidate.num_inliers >= self._options.num_enough
+                ):
+                    return candidate
+            return self._match_and_solve(query, retrieved)
         except TileMissingError:
             return replace(_LOST, cause=Cause.TILE_MISSING)
         except TileFormatError:
             return replace(_LOST, cause=Cause.TILE_CORRUPT)
+
+    def _match_and_solve(self, query: Query, retrieved: RetrievalResult) -> Candidate:
+        def load_local_map(keyframe_ids: IntArray) -> LocalMap:
+            with self._timer.stage("local_map"):
+                return assemble_local_map(self._tiles.load, self._site, keyframe_ids)
+
+        with self._timer.stage("local_map"):
+            visible = visible_point3D_ids(
+                self._tiles.load, self._site, retrieved.keyframe_ids
+            )
+        loaded_ns = self._timer.stage_ns["local_map"]
+        with self._timer.stage("match_pnp"):
+            candidate = relocalize(
+                query,
+                retrieved,
+                visible=visible,
+                load_local_map=load_local_map,
+                decode=self._family.decode,
+                covariance_scale=self._site.manifest.covariance_scale,
+                options=self._structure,
+            )
+        self._timer.stage_ns["match_pnp"] -= (
+            self._timer.stage_ns["local_map"] - loaded_ns
+        )
         return candidate
 
 

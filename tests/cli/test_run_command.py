@@ -250,7 +250,7 @@ def test_check_finds_a_damaged_site(edgeloc_run, tmp_path, fake):
 def test_demo_that_is_not_packaged_says_so(edgeloc_run, monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     outcome = edgeloc_run("--demo")
-    assert_one_line_error(outcome, 2, "has no clip.mp4 and site/", "make demo")
+    assert_one_line_error(outcome, 2, "has no clip.mp4 and site/", "or use --camera")
     checked = edgeloc_run("--check")
     assert checked.code == 0
     assert checked.records[0]["demo"] == "absent"

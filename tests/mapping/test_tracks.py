@@ -11,7 +11,7 @@ from edgeloc.types import CameraModel, Rigid3
 from edgeloc_tools.mapping.landmarks import (
     LandmarkOptions,
     make_landmarks,
-    most_different,
+    most_representative,
 )
 from edgeloc_tools.mapping.pairs import covisible_pairs
 from edgeloc_tools.mapping.tracks import MappingImage, join_tracks, match_pair
@@ -169,10 +169,11 @@ def test_no_more_descriptors_than_asked(rng):
     assert len(table.descriptors) == table.descriptor_offsets[-1]
 
 
-def test_most_different_covers_both_appearances(rng):
+def test_most_representative_covers_both_appearances(rng):
     day, night = unit(rng.normal(size=(2, 32)))
     rows = unit(np.stack([day] * 5 + [night]) + 0.01 * rng.normal(size=(6, 32)))
-    chosen = most_different(rows, 2)
+    assert most_representative(rows, 1).argmax() < 5
+    chosen = most_representative(rows, 2)
     assert chosen.sum() == 2
     assert chosen[5]
 

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import cv2
 import numpy as np
 import pytest
+import rtsp_server
+from rtsp_server import RtspServer
 
 from edgeloc.clock import MonotonicClock
 from edgeloc.errors import CameraError, ConfigError
@@ -149,6 +151,47 @@ def test_video_behind_a_url_ends_like_a_file(server, tmp_path):
     while source.read() is not None:
         count += 1
     assert count == 5
+
+
+@pytest.fixture
+def camera():
+    with RtspServer() as server:
+        yield server
+
+
+def test_rtsp_camera_is_read_live_whole_and_in_order(camera):
+    clock = MonotonicClock()
+    source = open_source(camera.url("/cam"), clock=clock)
+    try:
+        assert source.live
+        assert source.size == (rtsp_server.WIDTH, rtsp_server.HEIGHT)
+        before_ns = clock.now_ns()
+        frames = [source.read() for _ in range(10)]
+        after_ns = clock.now_ns()
+    finally:
+        source.close()
+    assert [f.frame_id for f in frames] == list(range(10))
+    stamps_ns = [f.timestamp_ns for f in frames]
+    assert before_ns <= stamps_ns[0]
+    assert stamps_ns[-1] <= after_ns
+    assert stamps_ns == sorted(set(stamps_ns))
+    first = round(float(frames[0].image[-1, -1].mean()) / 10)
+    for idx, frame in enumerate(frames, start=first):
+        expected = rtsp_server.picture(idx)
+        off = np.abs(frame.image.astype(int) - expected.astype(int))
+        assert off.mean() < 2, "each picture is whole, none is missing or twice"
+
+
+def test_rtsp_camera_that_hangs_up_is_a_camera_error(camera):
+    source = open_source(camera.url("/short"))
+    with pytest.raises(CameraError, match=r"/short: gave no image after \d+ frames"):
+        list(iter(source.read, None))
+    source.close()
+
+
+def test_rtsp_camera_without_this_stream_is_a_camera_error(camera):
+    with pytest.raises(CameraError, match="the host answers, but sends no video"):
+        open_source(camera.url("/nothing"))
 
 
 def test_page_that_is_not_there_is_a_camera_error(server):

@@ -89,3 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args))
 
     return run_command(PROG, body, debug=args.debug)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

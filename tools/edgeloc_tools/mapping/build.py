@@ -81,7 +81,7 @@ class BuildOptions:
     max_epipolar_px: float = 3.0
     num_similar: int = 12
     num_near: int = 12
-    max_descriptors: int = 8
+    max_descriptors: int = 4
     triangulation: TriangulationOptions = field(default_factory=TriangulationOptions)
     num_words: int = 64
     vlad_dim: int = 32

@@ -85,7 +85,9 @@ def depth_at_keypoints(
     cols = np.clip(
         np.floor(keypoints[:, 0]).astype(np.int64)[:, None] + offsets, 0, width - 1
     )
-    window = depth[rows[:, :, None], cols[:, None, :]].reshape(len(keypoints), -1)
+    window = depth[rows[:, :, None], cols[:, None, :]].reshape(
+        len(keypoints), len(offsets) ** 2
+    )
     known = np.count_nonzero(np.isfinite(window), axis=1)
     enough = known * 3 >= window.shape[1]
     # A stand-in where too little is known keeps nanmedian quiet; masked below.

@@ -32,13 +32,13 @@ class LandmarkOptions:
     keep_single_views : bool
         Whether a keypoint seen in one image only, with measured depth, is a landmark.
     max_descriptors : int
-        Descriptors kept per landmark, the most different ones.
+        Descriptors kept per landmark, the most representative ones.
     """
 
     triangulation: TriangulationOptions
     use_depth: bool = True
     keep_single_views: bool = True
-    max_descriptors: int = 8
+    max_descriptors: int = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -204,7 +204,7 @@ def _table(
     keep = np.ones(len(node), dtype=bool)
     for idx in np.flatnonzero(counts > max_descriptors):
         rows = slice(starts[idx], starts[idx + 1])
-        keep[rows] = most_different(decoded[node[rows]], max_descriptors)
+        keep[rows] = most_representative(decoded[node[rows]], max_descriptors)
     kept = np.minimum(counts, max_descriptors)
     return LandmarkTable(
         points3D=points3D,
@@ -215,10 +215,12 @@ def _table(
     )
 
 
-def most_different(descriptors: npt.NDArray[np.float32], count: int) -> BoolArray:
-    """Return which `count` rows cover the others best.
+def most_representative(descriptors: npt.NDArray[np.float32], count: int) -> BoolArray:
+    """Return which `count` rows stand best for all of them.
 
-    Farthest-point selection from the row nearest to the mean.
+    Greedy facility location: each next row adds most to the sum, over all rows, of the
+    similarity to the nearest chosen one. (Farthest-point selection picks the odd ones
+    out, which are often wrong matches.)
 
     Parameters
     ----------
@@ -233,11 +235,11 @@ def most_different(descriptors: npt.NDArray[np.float32], count: int) -> BoolArra
     """
     similarity = descriptors @ descriptors.T
     chosen = np.zeros(len(descriptors), dtype=bool)
-    nearest = int(np.argmax(similarity.sum(axis=1)))
-    covered = similarity[nearest].copy()
-    chosen[nearest] = True
-    for _ in range(count - 1):
-        farthest = int(np.argmin(np.where(chosen, np.inf, covered)))
-        chosen[farthest] = True
-        covered = np.maximum(covered, similarity[farthest])
+    covered = np.full(len(descriptors), -1.0, np.float32)
+    for _ in range(count):
+        gain = np.maximum(similarity, covered).sum(axis=1)
+        gain[chosen] = -np.inf
+        best = int(np.argmax(gain))
+        chosen[best] = True
+        covered = np.maximum(covered, similarity[best])
     return chosen

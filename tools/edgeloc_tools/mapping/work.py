@@ -44,7 +44,11 @@ class WorkFolder:
         file = self._path / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
         if file.is_file():
             try:
-                with np.load(file, allow_pickle=False) as data:
+                # Opened here: np.load leaves a broken archive open.
+                with (
+                    file.open("rb") as opened,
+                    np.load(opened, allow_pickle=False) as data,
+                ):
                     return {name: data[name] for name in data.files}
             except (OSError, ValueError, EOFError, zipfile.BadZipFile):
                 file.unlink()
