@@ -124,7 +124,8 @@ def train_vlad(
     seed : int
         For k-means.
     """
-    mean = descriptors.mean(axis=0)
+    # In double precision, so that the number of threads does not show in the result.
+    mean = descriptors.mean(axis=0, dtype=np.float64)
     centred = descriptors - mean
     _, vectors = np.linalg.eigh(centred.T @ centred)
     projection = np.ascontiguousarray(vectors[:, ::-1][:, :dim].T, np.float32)

@@ -30,6 +30,7 @@ from points on a line or in one spot."""
 _REFINEMENT_ROUNDS = 3
 _CHI2_2DOF_MEDIAN = 1.386
 _MIN_NOISE_RATIO = 0.25
+_MAX_NOISE_RATIO = 3.0
 _POSELIB_MIN_ITERATIONS = 100
 
 
@@ -54,9 +55,10 @@ class PnpOptions:
     backend : {'auto', 'opencv', 'poselib'}
         Who samples. 'auto' is poselib where that can be imported.
     adapt_to_noise : bool
-        Where the inliers agree better than `pixel_sigma_px` says, tighten the noise, the
-        threshold and the loss of the refinement in proportion. Sharp pictures give
-        errors of 0.3 px; a threshold for blurred ones lets wrong neighbours pull.
+        Scale the noise and the loss of the refinement to what the inliers show, and
+        tighten the threshold where they agree better than `pixel_sigma_px` says. Sharp
+        pictures give errors of 0.3 px, where a threshold for blurred ones lets wrong
+        neighbours pull; blurred ones give 2 px, where the covariance must grow.
     refine : RefineOptions
         Of the refinement.
     """
@@ -242,16 +244,16 @@ def estimate_pose(
         problem, hypothesis, inliers, max_error_px=options.final_error_px
     )
     if refined is not None and options.adapt_to_noise:
-        shrink = _noise_ratio(squares[inliers], pixel_sigma_px)
-        if shrink < 1.0:
+        ratio = _noise_ratio(squares[inliers], pixel_sigma_px)
+        if ratio != 1.0:
             problem = replace(
                 problem,
-                pixel_sigma_px=pixel_sigma_px * shrink,
+                pixel_sigma_px=pixel_sigma_px * ratio,
                 options=replace(
-                    options.refine, loss_scale_px=options.refine.loss_scale_px * shrink
+                    options.refine, loss_scale_px=options.refine.loss_scale_px * ratio
                 ),
             )
-            error_px = options.final_error_px * shrink
+            error_px = options.final_error_px * min(ratio, 1.0)
             inliers, _ = problem.inliers(refined.cam_from_world, error_px)
             refined, inliers, squares = _refine_on_inliers(
                 problem, refined.cam_from_world, inliers, max_error_px=error_px
@@ -271,14 +273,14 @@ def estimate_pose(
 
 
 def _noise_ratio(squares: FloatArray, pixel_sigma_px: float) -> float:
-    """Return how much smaller the noise is than announced, from 1/4 to 1.
+    """Return how many times larger the noise is than announced, within bounds.
 
     From the median of the squared errors, which a tail of wrong matches does not move.
     """
     if not squares.size:
         return 1.0
     sigma_px = math.sqrt(float(np.median(squares)) / _CHI2_2DOF_MEDIAN)
-    return min(max(sigma_px / pixel_sigma_px, _MIN_NOISE_RATIO), 1.0)
+    return min(max(sigma_px / pixel_sigma_px, _MIN_NOISE_RATIO), _MAX_NOISE_RATIO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

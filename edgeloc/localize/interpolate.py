@@ -6,7 +6,7 @@ Works where the map's cameras passed near the query; always COARSE.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -269,6 +269,30 @@ def interpolate_pose(
             R, centers - center, rotations, weights, calibration
         ),
     )
+
+
+def widen_unconfirmed(candidate: Candidate, keyframes: KeyframeTable) -> Candidate:
+    """Return a COARSE candidate whose keyframes the geometry did not confirm.
+
+    Where matching against the landmarks was tried and failed, retrieval may have found
+    another place, or the picture may show none of the site: all that is left to claim
+    is "somewhere in here", any heading.
+
+    Parameters
+    ----------
+    candidate : Candidate
+        From `interpolate_pose`.
+    keyframes : KeyframeTable
+        All keyframes of the site.
+    """
+    if candidate.cam_from_world is None or candidate.covariance is None:
+        return candidate
+    centers = keyframes.centers
+    off = centers - candidate.cam_from_world.origin_in_a
+    covariance = candidate.covariance.copy()
+    covariance[:3, :3] += np.eye(3)
+    covariance[3:, 3:] += np.eye(3) * float(np.mean(np.sum(off**2, axis=1)))
+    return replace(candidate, covariance=covariance)
 
 
 def _coarse_covariance(  # noqa: PLR0917 - one formula over five arrays

@@ -54,6 +54,10 @@ class IntegrityOptions:
     ambiguity_ratio : float
         A second, different pose with this share of the best one's inliers makes the
         answer ambiguous.
+    max_view_angle_deg : float
+        Largest median angle between how the query and its keyframes look at the inlier
+        landmarks. Mirrored pictures fit planes from behind: 134 degrees and more,
+        where true poses show 2 to 15.
     """
 
     min_inliers: int = 12
@@ -62,6 +66,7 @@ class IntegrityOptions:
     min_spread: float = 0.02
     max_sigma_ratio: float = 0.05
     ambiguity_ratio: float = 0.7
+    max_view_angle_deg: float = 75.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +165,16 @@ def match_local_map(
     return matches, local_map.sigmas[point_idx]
 
 
+def select_matches(matches: Matches2D3D, mask: BoolArray) -> Matches2D3D:
+    """Return some of the matches."""
+    return Matches2D3D(
+        points2D=matches.points2D[mask],
+        points3D=matches.points3D[mask],
+        point3D_ids=matches.point3D_ids[mask],
+        scores=matches.scores[mask],
+    )
+
+
 def count_witnesses(
     points2D: FloatArray, point3D_ids: IntArray, *, cell_px: float
 ) -> int:
@@ -218,11 +233,53 @@ def is_sound(
     return sigma <= options.max_sigma_ratio * distance
 
 
+def median_view_angle_rad(
+    center: FloatArray,
+    matches: Matches2D3D,
+    *,
+    visible: Sequence[IntArray],
+    centers: FloatArray,
+) -> float:
+    """Return how differently a query and the keyframes look at landmarks.
+
+    For each landmark, the angle between its directions to the query and to that of its
+    keyframes which is nearest in direction; the median over landmarks.
+
+    Parameters
+    ----------
+    center : ndarray of shape (3,), float64
+        Camera centre of the query.
+    matches : Matches2D3D
+        Landmarks.
+    visible : sequence of ndarray of int64
+        Landmark ids of each keyframe, ascending.
+    centers : ndarray of shape (K, 3), float64
+        Camera centres of the keyframes.
+    """
+
+    def directions_to(eye: FloatArray) -> FloatArray:
+        rays = eye - matches.points3D
+        length = np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
+        return np.asarray(rays / length)
+
+    to_query = directions_to(center)
+    cosine = np.full(len(matches), -1.0)
+    for ids, eye in zip(visible, centers, strict=True):
+        if not len(ids):
+            continue
+        position = np.minimum(np.searchsorted(ids, matches.point3D_ids), len(ids) - 1)
+        seen = ids[position] == matches.point3D_ids
+        here = np.sum(to_query * directions_to(eye), axis=1)
+        cosine = np.maximum(cosine, np.where(seen, here, -1.0))
+    return float(np.median(np.arccos(np.clip(cosine, -1.0, 1.0))))
+
+
 def relocalize(
     query: Query,
     retrieved: RetrievalResult,
     *,
     visible: Sequence[IntArray],
+    centers: FloatArray,
     load_local_map: Callable[[IntArray], LocalMap],
     decode: Callable[[npt.NDArray[np.generic]], Float32Array],
     covariance_scale: float,
@@ -238,6 +295,8 @@ def relocalize(
         Keyframes, best first.
     visible : sequence of ndarray of int64
         Landmark ids of each retrieved keyframe.
+    centers : ndarray of shape (K, 3), float64
+        Camera centres of the retrieved keyframes.
     load_local_map : callable
         From keyframe ids to their landmarks.
     decode : callable
@@ -277,8 +336,16 @@ def relocalize(
             options=options.pnp,
             point_sigmas=sigmas.astype(np.float64),
         )
-        if result is None or not is_sound(
-            result, matches, query.camera, options.integrity
+        if (
+            result is None
+            or not is_sound(result, matches, query.camera, options.integrity)
+            or median_view_angle_rad(
+                result.cam_from_world.origin_in_a,
+                select_matches(matches, result.inlier_mask),
+                visible=[visible[idx] for idx in cluster],
+                centers=centers[cluster],
+            )
+            > np.deg2rad(options.integrity.max_view_angle_deg)
         ):
             mask = None if result is None else result.inlier_mask
             rejected = _lost(Cause.FEW_INLIERS, matches, mask)

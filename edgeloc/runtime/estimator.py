@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,14 +11,17 @@ from edgeloc.errors import ConfigError, MapError, TileFormatError
 from edgeloc.features.classical import get_family
 from edgeloc.features.extract import extract_features
 from edgeloc.features.retrieve import VladModel, search
+from edgeloc.geometry.camera import project
 from edgeloc.localize.candidate import Candidate, FrameTrace, Query
 from edgeloc.localize.interpolate import (
     CoarseCalibration,
     InterpolateOptions,
     interpolate_pose,
     nearest_keyframes,
+    widen_unconfirmed,
 )
 from edgeloc.localize.structure import StructureOptions, relocalize
+from edgeloc.runtime.stage_timer import StageTimer
 from edgeloc.runtime.tile_cache import TileCache
 from edgeloc.tiles.layout import LocalMap
 from edgeloc.tiles.reader import (
@@ -32,6 +33,7 @@ from edgeloc.tiles.reader import (
 from edgeloc.types import (
     CameraModel,
     Cause,
+    Features,
     Frame,
     FrameBudget,
     IntArray,
@@ -45,6 +47,9 @@ from edgeloc.types import (
 METHODS = ("auto", "structure", "interpolate")
 
 _LOST = Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=Cause.NONE)
+
+_NOT_CONFIRMED = frozenset({Cause.FEW_MATCHES, Cause.FEW_INLIERS, Cause.AMBIGUOUS})
+"""Causes that say that retrieval was checked against the landmarks, in vain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,45 +96,13 @@ class EstimatorOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(
-                f"--method {self.method}: this version of edgeloc cannot do that (yet), "
+                f"--method {self.method}: this version of edgeloc cannot do that yet, "
                 f"only {', '.join(METHODS)}"
             )
         if self.num_retrieved < 1:
             raise ConfigError(f"num_retrieved {self.num_retrieved} must be at least 1")
         if self.max_keypoints is not None and self.max_keypoints < 1:
             raise ConfigError(f"max_keypoints {self.max_keypoints} must be at least 1")
-
-
-class _StageTimer:
-    """Times stages and remembers what each costs at its worst, slowly forgetting."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._cost_ns: dict[str, float] = {}
-        self.stage_ns: dict[str, int] = {}
-
-    def start_frame(self) -> None:
-        self.stage_ns = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start_ns = self._clock.now_ns()
-        try:
-            yield
-        finally:
-            spent_ns = self._clock.now_ns() - start_ns
-            self.stage_ns[name] = self.stage_ns.get(name, 0) + spent_ns
-            remembered = self._cost_ns.get(name, 0.0)
-            self._cost_ns[name] = max(float(spent_ns), 0.95 * remembered)
-
-    def cost_ns(self, name: str) -> int:
-        """Return what a stage is expected to cost; 0 before it ran once."""
-        return int(self._cost_ns.get(name, 0.0))
-
-    def forget_one(self, name: str) -> None:
-        """Let a stage that was skipped become affordable again."""
-        if name in self._cost_ns:
-            self._cost_ns[name] *= 0.95
 
 
 class Estimator:
@@ -181,11 +154,11 @@ class Estimator:
         pnp = replace(self._options.structure.pnp, seed=self._options.seed)
         self._structure = replace(self._options.structure, pnp=pnp)
         self._tiles = TileCache(site, max_bytes=self._options.cache_bytes)
-        self._timer = _StageTimer(self._clock)
+        self._timer = StageTimer(self._clock)
         self._last_fix: Rigid3 | None = None
 
     def warm_up(self) -> None:
-        """Run every stage once on noise, so that the first frame is not the slowest."""
+        """Run every stage once, so that the first frame is not the slowest."""
         noise = np.random.default_rng(0).integers(
             0, 255, (self._camera.height, self._camera.width), dtype=np.uint8
         )
@@ -195,8 +168,39 @@ class Estimator:
             start_ns=now_ns, deadline_ns=now_ns + 10**12, clock=self._clock
         )
         self.explain(frame, far)
+        self._relocalize_a_keyframe()
         self._last_fix = None
-        self._timer = _StageTimer(self._clock)
+        self._timer = StageTimer(self._clock)
+
+    def _relocalize_a_keyframe(self) -> None:
+        """Solve for a keyframe's pose from its own landmarks, without a picture."""
+        keyframes = self._site.keyframes
+        retrieved = RetrievalResult(
+            keyframe_ids=keyframes.keyframe_ids[:1], scores=np.ones(1, np.float32)
+        )
+        try:
+            seen = assemble_local_map(
+                self._tiles.load, self._site, retrieved.keyframe_ids
+            )
+        except (TileMissingError, TileFormatError):
+            return
+        pixels, in_front = project(
+            self._camera, keyframes.cam_from_world(0).transform(seen.points3D)
+        )
+        usable = in_front & np.all(np.isfinite(pixels), axis=1)
+        first_rows = np.searchsorted(seen.row_to_point, np.flatnonzero(usable))
+        features = Features(
+            keypoints=pixels[usable].astype(np.float32),
+            scores=np.ones(len(first_rows), np.float32),
+            descriptors=seen.descriptors[first_rows],
+        )
+        query = Query(
+            camera=self._camera,
+            features=features,
+            descriptors=self._family.decode(features.descriptors),
+            global_descriptor=keyframes.global_descriptors[0],
+        )
+        self._relocalize(query, retrieved)
 
     def step(self, frame: Frame, budget: FrameBudget) -> PoseEstimate:
         """Return the answer for one frame; never raises for what a frame can contain.
@@ -216,7 +220,8 @@ class Estimator:
         """Return the answer and how it came about."""
         self._timer.start_frame()
         trace = self._trace(frame, budget)
-        candidate = _best(trace)
+        self._timer.end_frame()
+        candidate = self._best(trace)
         if candidate.status is PoseStatus.LOCALIZED and not self._options.cold:
             self._last_fix = candidate.cam_from_world
         now_ns = self._clock.now_ns()
@@ -239,10 +244,9 @@ class Estimator:
         return estimate, trace
 
     def _affordable(self, budget: FrameBudget, *stages: str) -> bool:
-        if budget.allows(sum(self._timer.cost_ns(stage) for stage in stages)):
+        if budget.allows(self._timer.cost_ns(*stages)):
             return True
-        for stage in stages:
-            self._timer.forget_one(stage)
+        self._timer.forget_a_little(*stages)
         return False
 
     def _trace(self, frame: Frame, budget: FrameBudget) -> FrameTrace:
@@ -346,38 +350,37 @@ class Estimator:
             visible = visible_point3D_ids(
                 self._tiles.load, self._site, retrieved.keyframe_ids
             )
-        loaded_ns = self._timer.stage_ns["local_map"]
+        keyframes = self._site.keyframes
         with self._timer.stage("match_pnp"):
-            candidate = relocalize(
+            return relocalize(
                 query,
                 retrieved,
                 visible=visible,
+                centers=keyframes.centers[keyframes.index_of(retrieved.keyframe_ids)],
                 load_local_map=load_local_map,
                 decode=self._family.decode,
                 covariance_scale=self._site.manifest.covariance_scale,
                 options=self._structure,
             )
-        self._timer.stage_ns["match_pnp"] -= (
-            self._timer.stage_ns["local_map"] - loaded_ns
-        )
-        return candidate
 
-
-def _best(trace: FrameTrace) -> Candidate:
-    """Return the best candidate with a pose, and the cause why not a better one."""
-    fix = trace.candidates.get("RELOCALIZE")
-    if fix is not None and fix.cam_from_world is not None:
-        return fix
-    coarse = trace.candidates.get("INTERPOLATE")
-    if coarse is not None and coarse.cam_from_world is not None:
-        cause = Cause.NONE if fix is None else fix.cause
-        return replace(
-            coarse,
-            cause=cause,
-            matches=None if fix is None else fix.matches,
-            inlier_mask=None if fix is None else fix.inlier_mask,
-        )
-    for candidate in (fix, coarse, *trace.candidates.values()):
-        if candidate is not None:
-            return candidate
-    return _LOST
+    def _best(self, trace: FrameTrace) -> Candidate:
+        """Return the best candidate with a pose, and the cause why not a better one."""
+        fix = trace.candidates.get("RELOCALIZE")
+        if fix is not None and fix.cam_from_world is not None:
+            return fix
+        coarse = trace.candidates.get("INTERPOLATE")
+        if coarse is not None and coarse.cam_from_world is not None:
+            if fix is None:
+                return coarse
+            if fix.cause in _NOT_CONFIRMED:
+                coarse = widen_unconfirmed(coarse, self._site.keyframes)
+            return replace(
+                coarse,
+                cause=fix.cause,
+                matches=fix.matches,
+                inlier_mask=fix.inlier_mask,
+            )
+        for candidate in (fix, coarse, *trace.candidates.values()):
+            if candidate is not None:
+                return candidate
+        return _LOST

@@ -101,8 +101,8 @@ def test_budget_without_a_number_goes_by_the_pace():
 def test_fixed_emission_needs_a_deadline():
     fixed = {**BOTH, "emit": "fixed"}
     problem = (
-        "--emit fixed needs --budget-ms MS: with --pace every, which is what recordings "
-        "run with, frames have no deadline"
+        "--emit fixed needs --budget-ms MS: with --pace every, which is what "
+        "recordings run with, frames have no deadline"
     )
     assert problems_of({**fixed, "pace": "every"}) == [problem]
     given = resolve_run_config({**fixed, "pace": "every", "budget_ms": "50"})

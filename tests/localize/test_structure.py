@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from edgeloc.localize.structure import (
     count_witnesses,
     covisibility_clusters,
     is_sound,
+    median_view_angle_rad,
     relocalize,
 )
 from edgeloc.tiles.layout import LocalMap
@@ -51,7 +52,8 @@ class Place:
 
     points3D: np.ndarray
     descriptors: np.ndarray
-    visible: list[np.ndarray] = field(default_factory=list)
+    visible: list[np.ndarray]
+    centers: np.ndarray
 
     def local_map(self, keyframe_ids):
         ids = np.unique(np.concatenate([self.visible[k] for k in keyframe_ids]))
@@ -71,7 +73,12 @@ def make_place(rng, num_points=160):
         rng.uniform([-2.0, -1.5, 4.0], [2.0, 1.5, 8.0], (num_points, 3))
     )
     everything = np.arange(num_points)
-    return Place(points, unit(rng.normal(size=(num_points, 64))), [everything] * 2)
+    return Place(
+        points,
+        unit(rng.normal(size=(num_points, 64))),
+        [everything] * 2,
+        np.stack([TRUTH.origin_in_a] * 2),
+    )
 
 
 def join(*places):
@@ -83,6 +90,7 @@ def join(*places):
         np.concatenate([p.points3D for p in places]),
         np.concatenate([p.descriptors for p in places]),
         visible,
+        np.concatenate([p.centers for p in places]),
     )
 
 
@@ -90,7 +98,12 @@ def moved(place, offset=FAR, share=1.0):
     """The same place elsewhere, or the first part of it."""
     count = int(share * len(place.points3D))
     visible = [v[v < count] for v in place.visible]
-    return Place(place.points3D[:count] + offset, place.descriptors[:count], visible)
+    return Place(
+        place.points3D[:count] + offset,
+        place.descriptors[:count],
+        visible,
+        place.centers + offset,
+    )
 
 
 def look_at(rng, place, *, noise_px=0.5, num_wrong=0):
@@ -126,6 +139,7 @@ def localize(query, place, *, order=None, scale=1.0, options=None):
             scores=np.linspace(0.9, 0.3, len(ids)).astype(np.float32),
         ),
         visible=[place.visible[k] for k in ids],
+        centers=place.centers[ids],
         load_local_map=place.local_map,
         decode=lambda stored: stored,
         covariance_scale=scale,
@@ -405,3 +419,32 @@ def test_clusters_that_agree_are_not_ambiguous(rng):
     found = localize(look_at(rng, place), place)
     assert found.status is PoseStatus.LOCALIZED
     assert error_of(found)[1] < 0.02
+
+
+def test_a_view_from_behind_is_refused(rng):
+    """The same evidence, but every keyframe saw the place from the other side."""
+    place = make_place(rng)
+    query = look_at(rng, place)
+    assert localize(query, place).status is PoseStatus.LOCALIZED
+    middle = place.points3D.mean(axis=0)
+    place.centers = 2 * middle - place.centers
+    candidate = localize(query, place)
+    assert candidate.status is PoseStatus.LOST
+    assert candidate.cause is Cause.FEW_INLIERS
+
+
+def test_view_angle_is_the_median_to_the_best_keyframe():
+    matches = Matches2D3D(
+        points2D=np.zeros((3, 2)),
+        points3D=np.array([[0.0, 0, 0], [0, 0, 0], [9, 9, 9]]),
+        point3D_ids=np.array([4, 7, 9]),
+        scores=np.ones(3, np.float32),
+    )
+    angle = median_view_angle_rad(
+        np.array([1.0, 0, 0]),
+        matches,
+        visible=[np.array([4, 7]), np.array([7, 8])],
+        centers=np.array([[0.0, 2, 0], [3, 3, 0]]),
+    )
+    # 90 degrees for the first landmark, 45 for the second, 180 for the unseen third.
+    assert angle == pytest.approx(np.pi / 2)

@@ -122,9 +122,7 @@ def test_every_unmatched_keypoint_is_its_own_track():
 def test_left_out_images_see_nothing_and_add_nothing(rng):
     images, points = make_images(rng, 4)
     left_out = np.array([False, True, False, False])
-    landmark_map = make_landmarks(
-        images, tracks_of(images), OPTIONS, left_out=left_out
-    )
+    landmark_map = make_landmarks(images, tracks_of(images), OPTIONS, left_out=left_out)
     assert len(landmark_map.visible[1]) == 0
     assert len(landmark_map.landmarks) == len(points)
     assert np.all(landmark_map.landmarks.num_observations == 3)

@@ -45,7 +45,7 @@ def demo_recording(clip: Path, site: Site) -> Recording:
     poses = [pose.inverse() for pose in truth.world_from_cam]
     if len(poses) != len(recording.images):
         raise DatasetError(
-            f"{clip}: has {len(recording.images)} frames, clip_gt.txt {len(poses)} poses"
+            f"{clip}: {len(recording.images)} frames, clip_gt.txt {len(poses)} poses"
         )
     images = [
         replace(image, cam_from_world=pose)

@@ -157,6 +157,7 @@ def calibrate(
                 query,
                 retrieved,
                 visible=[landmark_map.visible[i] for i in retrieved.keyframe_ids],
+                centers=centers[retrieved.keyframe_ids],
                 load_local_map=landmark_map.local_map,
                 decode=decode,
                 covariance_scale=1.0,
