@@ -175,10 +175,10 @@ def test_method_of_a_later_version_is_exit_2(capsys, method):
     """With the real estimator, before it looks for the map."""
     code = run.main(["--camera", "0", "--map", "no/such/site", "--method", method])
     assert code == 2
-    assert capsys.readouterr().err == (
-        f"edgeloc-run: error: --method {method}: this version of edgeloc cannot do "
-        "that (yet), only auto, structure, interpolate\n"
-    )
+    error = capsys.readouterr().err
+    assert error.startswith(f"edgeloc-run: error: --method {method}: this version of")
+    assert error.endswith("only auto, structure, interpolate\n")
+    assert error.count("\n") == 1
 
 
 def test_bad_model_is_exit_4(edgeloc_run, images, tmp_path, fake):

@@ -107,7 +107,9 @@ def test_the_mask_belongs_to_the_refined_pose(inlier_error_px, backend, rng):
     result = estimate_pose(
         scene.matches(rng),
         scene.camera,
-        options=PnpOptions(backend=backend, inlier_error_px=inlier_error_px),
+        options=PnpOptions(
+            backend=backend, inlier_error_px=inlier_error_px, adapt_to_noise=False
+        ),
     )
     pixels, seen = project(
         scene.camera, result.cam_from_world.transform(scene.points3D)
@@ -350,3 +352,19 @@ def test_p3p_refuses_wrong_shapes_and_survives_degenerate_points():
     line = np.array([[0.0, 0, 4], [1, 0, 4], [2, 0, 4]])
     for pose in solve_p3p(line[:, :2] / 4.0, line):
         assert np.all(pose.transform(line)[:, 2] > 0)
+
+
+def test_noise_is_learned_from_the_inliers(backend, rng):
+    """Announced as 1 px: covariances follow the real noise, smaller or larger."""
+    scale = {}
+    for noise_px in (0.3, 1.0, 2.0):
+        ratios = []
+        for _ in range(12):
+            scene = make_scene(rng, num_points=200, outlier_ratio=0.3, noise_px=noise_px)
+            result = estimate_pose(
+                scene.matches(rng), scene.camera, options=PnpOptions(backend=backend)
+            )
+            xi = log_se3(scene.cam_from_world @ result.cam_from_world.inverse())
+            ratios.append(xi @ np.linalg.solve(result.covariance, xi) / 6)
+        scale[noise_px] = float(np.median(ratios))
+    assert all(0.4 < value < 2.0 for value in scale.values()), scale

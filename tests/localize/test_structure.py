@@ -131,7 +131,7 @@ def query_of(pixels, descriptors):
 
 
 def localize(query, place, *, order=None, scale=1.0, options=None):
-    ids = np.arange(len(place.visible)) if order is None else np.asarray(order)
+    ids = np.arange(len(place.visible)) if order is None else np.asarray(order, int)
     return relocalize(
         query,
         RetrievalResult(
@@ -363,6 +363,7 @@ def test_the_right_cluster_need_not_be_the_largest(rng):
     """More keyframes of another place were retrieved, and before the right ones."""
     there, elsewhere = make_place(rng), make_place(rng)
     elsewhere.visible = elsewhere.visible * 3
+    elsewhere.centers = np.concatenate([elsewhere.centers] * 3)
     place = join(elsewhere, there)
     found = localize(look_at(rng, there), place)
     assert found.status is PoseStatus.LOCALIZED
