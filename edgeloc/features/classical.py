@@ -56,6 +56,7 @@ class OrbFamily:
     name = "orb"
     stored_dtype = np.dtype(np.uint8)
     stored_dim = 32
+    match_ratio = 0.9
 
     def extract(
         self, grey: ByteArray, *, max_keypoints: int, mask: ByteArray | None = None
@@ -144,6 +145,7 @@ class SiftFamily:
     name = "sift"
     stored_dtype = np.dtype(np.uint8)
     stored_dim = 128
+    match_ratio = 0.85
 
     def extract(
         self, grey: ByteArray, *, max_keypoints: int, mask: ByteArray | None = None

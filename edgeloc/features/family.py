@@ -25,6 +25,10 @@ class FeatureFamily(Protocol):
     def stored_dim(self) -> int:
         """Elements of a stored descriptor."""
 
+    @property
+    def match_ratio(self) -> float:
+        """Lowe's ratio that serves it best between a query and a keyframe."""
+
     def extract(
         self, grey: ByteArray, *, max_keypoints: int, mask: ByteArray | None = None
     ) -> Features:

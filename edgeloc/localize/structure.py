@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from edgeloc.features.family import FeatureFamily
 from edgeloc.features.match import (
     MatchOptions,
     landmark_similarity,
@@ -44,7 +45,7 @@ class IntegrityOptions:
     cell_px : float
         Size of such a cell, as a share of the image's longer side.
     min_inlier_ratio : float
-        Share of matches that must agree.
+        The same as a share of the matches: among more of them, more agree by chance.
     min_spread : float
         Smallest of the two standard deviations of inlier positions, as a share of the
         image's longer side.
@@ -60,9 +61,9 @@ class IntegrityOptions:
         where true poses show 2 to 15.
     """
 
-    min_inliers: int = 12
+    min_inliers: int = 15
     cell_px: float = 1 / 64
-    min_inlier_ratio: float = 0.08
+    min_inlier_ratio: float = 0.03
     min_spread: float = 0.02
     max_sigma_ratio: float = 0.05
     ambiguity_ratio: float = 0.7
@@ -94,6 +95,11 @@ class StructureOptions:
     integrity: IntegrityOptions = field(default_factory=IntegrityOptions)
     min_shared_landmarks: int = 10
     max_clusters: int = 3
+
+
+def structure_for(family: FeatureFamily) -> StructureOptions:
+    """Return the options that serve a feature family."""
+    return StructureOptions(match=MatchOptions(max_ratio=family.match_ratio))
 
 
 def covisibility_clusters(
@@ -217,12 +223,8 @@ def is_sound(
     mask = result.inlier_mask
     side_px = float(max(camera.width, camera.height))
     points2D = matches.points2D[mask]
-    witnesses = count_witnesses(
-        points2D, matches.point3D_ids[mask], cell_px=options.cell_px * side_px
-    )
-    if witnesses < options.min_inliers:
-        return False
-    if result.num_inliers < options.min_inlier_ratio * len(matches):
+    wanted = max(options.min_inliers, options.min_inlier_ratio * len(matches))
+    if _witnesses(result, matches, camera, options) < wanted:
         return False
     spread = np.linalg.eigvalsh(np.cov(points2D.T))
     if np.sqrt(max(spread[0], 0.0)) < options.min_spread * side_px:
@@ -231,6 +233,34 @@ def is_sound(
     distance = float(np.median(np.linalg.norm(in_cam, axis=1)))
     sigma = float(np.sqrt(np.trace(result.covariance[3:, 3:])))
     return sigma <= options.max_sigma_ratio * distance
+
+
+def _witnesses(
+    result: PnpResult,
+    matches: Matches2D3D,
+    camera: CameraModel,
+    options: IntegrityOptions,
+) -> int:
+    mask = result.inlier_mask
+    cell_px = options.cell_px * max(camera.width, camera.height)
+    return count_witnesses(
+        matches.points2D[mask], matches.point3D_ids[mask], cell_px=cell_px
+    )
+
+
+def dependence(
+    result: PnpResult,
+    matches: Matches2D3D,
+    camera: CameraModel,
+    options: IntegrityOptions,
+) -> float:
+    """Return how many inliers there are for each independent one, at least 1.
+
+    Inliers on one spot share their errors, so that a covariance that counts each of
+    them is too small by this factor.
+    """
+    witnesses = _witnesses(result, matches, camera, options)
+    return max(result.num_inliers / max(witnesses, 1), 1.0)
 
 
 def median_view_angle_rad(
@@ -362,7 +392,9 @@ def relocalize(
         rung=Rung.RELOCALIZE,
         cause=Cause.NONE,
         cam_from_world=result.cam_from_world,
-        covariance=result.covariance * covariance_scale,
+        covariance=result.covariance
+        * covariance_scale
+        * dependence(result, matches, query.camera, options.integrity),
         matches=matches,
         inlier_mask=result.inlier_mask,
         reproj_rmse_px=result.reproj_rmse_px,

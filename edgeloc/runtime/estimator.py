@@ -20,7 +20,11 @@ from edgeloc.localize.interpolate import (
     nearest_keyframes,
     widen_unconfirmed,
 )
-from edgeloc.localize.structure import StructureOptions, relocalize
+from edgeloc.localize.structure import (
+    StructureOptions,
+    relocalize,
+    structure_for,
+)
 from edgeloc.runtime.stage_timer import StageTimer
 from edgeloc.runtime.tile_cache import TileCache
 from edgeloc.tiles.layout import LocalMap
@@ -74,8 +78,8 @@ class EstimatorOptions:
         See `num_first`.
     cache_bytes : int
         Bound of the decoded tiles kept in memory.
-    structure : StructureOptions
-        Of RELOCALIZE.
+    structure : StructureOptions or None
+        Of RELOCALIZE; None = what serves the site's feature family.
     interpolate : InterpolateOptions
         Of INTERPOLATE.
     seed : int
@@ -89,7 +93,7 @@ class EstimatorOptions:
     num_first: int = 5
     num_enough: int = 80
     cache_bytes: int = 256 << 20
-    structure: StructureOptions = field(default_factory=StructureOptions)
+    structure: StructureOptions | None = None
     interpolate: InterpolateOptions = field(default_factory=InterpolateOptions)
     seed: int = 0
 
@@ -151,8 +155,9 @@ class Estimator:
                 f"{site.keyframes.global_descriptors.shape[1]} elements, the retrieval "
                 f"model makes {self._vlad.dim}; build the site again"
             )
-        pnp = replace(self._options.structure.pnp, seed=self._options.seed)
-        self._structure = replace(self._options.structure, pnp=pnp)
+        structure = self._options.structure or structure_for(self._family)
+        pnp = replace(structure.pnp, seed=self._options.seed)
+        self._structure = replace(structure, pnp=pnp)
         self._tiles = TileCache(site, max_bytes=self._options.cache_bytes)
         self._timer = StageTimer(self._clock)
         self._last_fix: Rigid3 | None = None

@@ -360,7 +360,9 @@ def test_noise_is_learned_from_the_inliers(backend, rng):
     for noise_px in (0.3, 1.0, 2.0):
         ratios = []
         for _ in range(12):
-            scene = make_scene(rng, num_points=200, outlier_ratio=0.3, noise_px=noise_px)
+            scene = make_scene(
+                rng, num_points=200, outlier_ratio=0.3, noise_px=noise_px
+            )
             result = estimate_pose(
                 scene.matches(rng), scene.camera, options=PnpOptions(backend=backend)
             )

@@ -202,7 +202,7 @@ def build_site(
         remake=lambda left_out: make_landmarks(
             images, tracks, landmark_options, left_out=left_out
         ),
-        decode=family.decode,
+        family=family,
         progress=progress,
     )
     facts = {

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from edgeloc.features.family import FeatureFamily
 from edgeloc.features.retrieve import search
 from edgeloc.geometry.se3 import log_se3, rotation_angle_rad
 from edgeloc.localize.candidate import Query
@@ -17,7 +17,7 @@ from edgeloc.localize.interpolate import (
     interpolate_pose,
     keyframe_spacing,
 )
-from edgeloc.localize.structure import StructureOptions, relocalize
+from edgeloc.localize.structure import relocalize, structure_for
 from edgeloc.tiles.layout import KeyframeTable
 from edgeloc.types import BoolArray, Features, Float32Array, IntArray, PoseStatus
 from edgeloc_tools.mapping.landmarks import LandmarkMap
@@ -74,7 +74,7 @@ def calibrate(
     global_descriptors: Float32Array,
     *,
     remake: Callable[[BoolArray], LandmarkMap],
-    decode: Callable[[npt.NDArray[np.generic]], Float32Array],
+    family: FeatureFamily,
     progress: Progress,
     num_retrieved: int = 10,
     max_frames: int = 40,
@@ -89,8 +89,8 @@ def calibrate(
         Theirs.
     remake : callable
         From a mask of images left out to the landmarks of the others.
-    decode : callable
-        From stored to float descriptors.
+    family : FeatureFamily
+        Of the descriptors.
     progress : callable
         Told about each frame.
     num_retrieved : int
@@ -159,9 +159,9 @@ def calibrate(
                 visible=[landmark_map.visible[i] for i in retrieved.keyframe_ids],
                 centers=centers[retrieved.keyframe_ids],
                 load_local_map=landmark_map.local_map,
-                decode=decode,
+                decode=family.decode,
                 covariance_scale=1.0,
-                options=StructureOptions(),
+                options=structure_for(family),
             )
             if (
                 fix.status is PoseStatus.LOCALIZED
