@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 DATA ?= ../shared/data
 OUT ?= out
 
-.PHONY: help demo test test-all check bench figures clean
+.PHONY: help demo demo-site test test-all check bench figures clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -21,6 +21,12 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## localize the packaged clip and write a report
 	$(BIN)/python -m edgeloc_tools.evaluate.demo --out $(OUT)/demo
+
+demo-site: $(STAMP) ## film and map the packaged demo again (minutes)
+	$(BIN)/edgeloc-build synth --kind demo -o $(OUT)/demo-input
+	rm -rf $(OUT)/demo-room && mv $(OUT)/demo-input/mapping $(OUT)/demo-room
+	$(BIN)/edgeloc-build map --format tum --input $(OUT)/demo-room -o edgeloc/demo/site
+	cp $(addprefix $(OUT)/demo-input/,clip.mp4 clip_gt.txt camera.json) edgeloc/demo/
 
 test: $(STAMP) ## all tests but the slow ones
 	$(BIN)/python -m pytest -q -m 'not slow and not device and not camera'
@@ -39,6 +45,7 @@ bench: $(STAMP) ## time the hot path, as ratios in one run
 
 figures: $(STAMP) ## accuracy tables of the README, from the recordings in DATA
 	$(BIN)/python -m edgeloc_tools.evaluate.scenes --data $(DATA) --out $(OUT)/scenes --cross
+	$(BIN)/python -m edgeloc_tools.evaluate.interpolation --data $(DATA) --out $(OUT)/scenes
 
 clean: ## remove what the targets made, but the environment
 	rm -rf $(OUT) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
