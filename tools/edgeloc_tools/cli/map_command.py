@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from edgeloc.cli.common import EXIT_OK
@@ -83,6 +84,14 @@ def run(args: argparse.Namespace) -> int:
         work=args.work or output.with_name(output.name + ".work"),
         progress=StderrProgress(),
     )
+    held_out = result.held_out
+    if 2 * held_out.num_localized < held_out.num_frames:
+        print(
+            f"warning: only {held_out.num_localized} of {held_out.num_frames} mapping "
+            "frames that were held out localized in this map; check poses, intrinsics "
+            "and overlap before you trust it",
+            file=sys.stderr,
+        )
     print(
         json.dumps(
             {

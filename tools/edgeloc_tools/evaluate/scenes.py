@@ -459,10 +459,10 @@ class CrossRow:
 def cross(site: Site, recording: Recording) -> tuple[int, int, int]:
     """Return how many frames were asked, LOCALIZED and COARSE in a foreign map.
 
-    At most 45 frames, spread over the recording: neighbours in a video say the same.
+    At most 30 frames, spread over the recording: neighbours in a video say the same.
     """
     images = recording.posed().images
-    images = images[:: -(-len(images) // 45)]
+    images = images[:: -(-len(images) // 30)]
     runner = Runner(
         site=site,
         cameras=recording.cameras,
@@ -483,7 +483,11 @@ def cross(site: Site, recording: Recording) -> tuple[int, int, int]:
 def run_cross(
     scenes: Sequence[Scene], *, family: str, data: Path, out: Path
 ) -> list[CrossRow]:
-    """Return the answers of every scene's queries in every other place's map."""
+    """Return the answers of every scene's queries in every other place's map.
+
+    One scene for each place: the others have the same queries.
+    """
+    scenes = list({scene.place: scene for scene in reversed(scenes)}.values())[::-1]
     rows = []
     for site_scene in scenes:
         for query_scene in scenes:
