@@ -24,6 +24,4 @@ def test_mapping_frames_find_themselves(orb_site):
 def test_the_gate_is_off_and_the_site_untouched(orb_site):
     before = orb_site.site.retrieval_arrays["calibration"].copy()
     assert without_gate(orb_site.site).retrieval_arrays["calibration"][0] == -1.0
-    np.testing.assert_array_equal(
-        orb_site.site.retrieval_arrays["calibration"], before
-    )
+    np.testing.assert_array_equal(orb_site.site.retrieval_arrays["calibration"], before)

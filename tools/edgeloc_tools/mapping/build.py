@@ -206,16 +206,10 @@ def build_site(
         progress=progress,
     )
     facts = {
-        "edgeloc_version": __version__,
-        "recording": posed.name,
-        "pose_source": posed.pose_source,
-        "num_images": len(images),
+        **_facts(posed, options),
         "num_pairs": len(pairs),
         "num_matches": int(sum(len(m) for m, _ in matches)),
-        "num_landmarks": len(landmark_map.landmarks),
-        "num_observations": int(landmark_map.landmarks.num_observations.sum()),
-        "reproj_rmse_px": round(float(np.sqrt(np.mean(landmark_map.errors_px**2))), 3),
-        "used_depth": int(options.use_depth and any(i.depth for i in posed.images)),
+        **landmark_map.facts(),
         **held_out.facts(),
     }
     contents = SiteContents(
@@ -223,13 +217,7 @@ def build_site(
         metric=posed.metric,
         cameras={i.camera_id: i.camera for i in images},
         family=spec,
-        keyframes=KeyframeTable(
-            keyframe_ids=np.arange(len(images), dtype=np.int64),
-            camera_ids=tuple(i.camera_id for i in images),
-            R=np.stack([i.cam_from_world.R for i in images]),
-            t=np.stack([i.cam_from_world.t for i in images]),
-            global_descriptors=global_descriptors,
-        ),
+        keyframes=_keyframes(images, global_descriptors),
         landmarks=landmark_map.landmarks,
         visible_offsets=np.cumsum([0, *(len(v) for v in landmark_map.visible)]),
         visible_landmark_idx=np.concatenate(list(landmark_map.visible)),
@@ -242,6 +230,30 @@ def build_site(
     manifest = write_site(out, contents, max_tile_bytes=options.max_tile_bytes)
     folder.remove()
     return BuildResult(manifest=manifest, facts=facts, held_out=held_out)
+
+
+def _facts(posed: Recording, options: BuildOptions) -> dict[str, str | int | float]:
+    """Return what went into a build."""
+    return {
+        "edgeloc_version": __version__,
+        "recording": posed.name,
+        "pose_source": posed.pose_source,
+        "num_images": len(posed.images),
+        "used_depth": int(options.use_depth and any(i.depth for i in posed.images)),
+    }
+
+
+def _keyframes(
+    images: Sequence[MappingImage], global_descriptors: Float32Array
+) -> KeyframeTable:
+    """Return every mapping image as a keyframe, with its place as its id."""
+    return KeyframeTable(
+        keyframe_ids=np.arange(len(images), dtype=np.int64),
+        camera_ids=tuple(i.camera_id for i in images),
+        R=np.stack([i.cam_from_world.R for i in images]),
+        t=np.stack([i.cam_from_world.t for i in images]),
+        global_descriptors=global_descriptors,
+    )
 
 
 def _describe(

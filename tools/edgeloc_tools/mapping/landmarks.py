@@ -59,6 +59,14 @@ class LandmarkMap:
     visible: Sequence[IntArray]
     errors_px: FloatArray
 
+    def facts(self) -> dict[str, int | float]:
+        """Return the figures for a build report."""
+        return {
+            "num_landmarks": len(self.landmarks),
+            "num_observations": int(self.landmarks.num_observations.sum()),
+            "reproj_rmse_px": round(float(np.sqrt(np.mean(self.errors_px**2))), 3),
+        }
+
     def local_map(self, image_idxs: npt.ArrayLike) -> LocalMap:
         """Return the landmarks that some of the images see, without a site."""
         idxs = np.unique(
