@@ -459,10 +459,10 @@ class CrossRow:
 def cross(site: Site, recording: Recording) -> tuple[int, int, int]:
     """Return how many frames were asked, LOCALIZED and COARSE in a foreign map.
 
-    At most 30 frames, spread over the recording: neighbours in a video say the same.
+    At most 10 frames, spread over the recording: neighbours in a video say the same.
     """
     images = recording.posed().images
-    images = images[:: -(-len(images) // 30)]
+    images = images[:: -(-len(images) // 10)]
     runner = Runner(
         site=site,
         cameras=recording.cameras,
