@@ -102,7 +102,7 @@ class VladModel:
         order = np.argsort(word, kind="stable")
         word = word[order]
         starts = np.flatnonzero(np.diff(word, prepend=-1))
-        residual = (reduced - self.centroids[np.argmax(affinity, axis=1)])[order]
+        residual = reduced[order] - self.centroids[word]
         vlad[word[starts]] = np.add.reduceat(residual, starts, axis=0)
         vlad /= np.maximum(np.linalg.norm(vlad, axis=1, keepdims=True), 1e-9)
         return np.asarray(vlad.ravel() / np.linalg.norm(vlad), np.float32)

@@ -240,7 +240,7 @@ def interpolate_pose(
         return lost
     idx = keyframes.index_of(retrieved.keyframe_ids[: options.num_keyframes])
     scores = retrieved.scores[: options.num_keyframes]
-    centers, rotations = keyframes.centers[idx], keyframes.R[idx]
+    centers, rotations = keyframes.centers_of(idx), keyframes.R[idx]
     keep = consistent_keyframes(
         centers,
         rotations,

@@ -361,7 +361,9 @@ class Estimator:
                 query,
                 retrieved,
                 visible=visible,
-                centers=keyframes.centers[keyframes.index_of(retrieved.keyframe_ids)],
+                centers=keyframes.centers_of(
+                    keyframes.index_of(retrieved.keyframe_ids)
+                ),
                 load_local_map=load_local_map,
                 decode=self._family.decode,
                 covariance_scale=self._site.manifest.covariance_scale,

@@ -36,6 +36,10 @@ class FamilySpec:
     max_side_px: int = 0
 
 
+def _centers(R: FloatArray, t: FloatArray) -> FloatArray:
+    return np.asarray(-np.einsum("kji,kj->ki", R, t))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KeyframeTable:
     """Keyframes of a site: the resident index.
@@ -70,7 +74,11 @@ class KeyframeTable:
     @property
     def centers(self) -> FloatArray:
         """Camera centres in the world, (K, 3), m."""
-        return np.asarray(-np.einsum("kji,kj->ki", self.R, self.t))
+        return _centers(self.R, self.t)
+
+    def centers_of(self, keyframe_idx: IntArray) -> FloatArray:
+        """Return the camera centres of a few keyframes, by their indices, (n, 3), m."""
+        return _centers(self.R[keyframe_idx], self.t[keyframe_idx])
 
     def index_of(self, keyframe_ids: IntArray) -> IntArray:
         """Return the indices of ids; `KeyError` for one that does not exist."""

@@ -21,9 +21,9 @@ from edgeloc_tools.evaluate.plots import PLOTS, render, top_view_basis
 from edgeloc_tools.evaluate.report import (
     report_html,
     report_json,
-    write_atomically,
     write_report,
 )
+from edgeloc_tools.files import write_atomically
 
 MACHINE = {"processor": "Imaginary <CPU> 3000", "cores": "2"}
 COMMAND = ["edgeloc-eval", "--map", "site"]

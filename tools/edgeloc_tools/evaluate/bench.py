@@ -27,8 +27,8 @@ from edgeloc.geometry.pnp import PnpOptions, estimate_pose, resolve_backend
 from edgeloc.geometry.refine import refine_pose
 from edgeloc.types import CameraModel, Matches2D3D, Rigid3
 from edgeloc_tools.evaluate.machine import machine_facts
-from edgeloc_tools.evaluate.report import write_atomically
 from edgeloc_tools.evaluate.text import markdown_table
+from edgeloc_tools.files import write_atomically
 from edgeloc_tools.synth.render import render
 from edgeloc_tools.synth.scene import make_room
 

@@ -18,9 +18,10 @@ from edgeloc_tools.datasets.registry import open_recording
 from edgeloc_tools.datasets.tum import read_trajectory
 from edgeloc_tools.evaluate.machine import machine_facts
 from edgeloc_tools.evaluate.plots import draw_top_view, render
-from edgeloc_tools.evaluate.report import write_atomically, write_report
+from edgeloc_tools.evaluate.report import write_report
 from edgeloc_tools.evaluate.run import evaluate
 from edgeloc_tools.evaluate.text import format_text
+from edgeloc_tools.files import write_atomically
 from edgeloc_tools.progress import StderrProgress
 
 

@@ -97,7 +97,7 @@ def retrieved_with_distance(
     if trace.retrieved is None or len(trace.retrieved) == 0:
         return ()
     ids = trace.retrieved.keyframe_ids
-    centers = keyframes.centers[keyframes.index_of(ids)]
+    centers = keyframes.centers_of(keyframes.index_of(ids))
     distances = np.linalg.norm(centers - true.origin_in_a, axis=1)
     return tuple(
         (int(i), float(score), float(distance))

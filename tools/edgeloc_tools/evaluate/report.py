@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from edgeloc_tools.evaluate.result import (
     json_value,
 )
 from edgeloc_tools.evaluate.style import STATUS_COLORS
+from edgeloc_tools.files import write_atomically
 
 FRAMES_HEADER = (
     "frame",
@@ -34,30 +33,6 @@ FRAMES_HEADER = (
     "ms",
 )
 """Columns of the table of all frames."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or wholly the new one.
-
-    Parameters
-    ----------
-    path : Path
-        In a folder that exists.
-    data : bytes
-        Its contents.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; a report is for everybody who may see the folder.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def report_json(

@@ -24,9 +24,10 @@ from edgeloc_tools.datasets import open_recording, select_frames
 from edgeloc_tools.datasets.recording import Recording
 from edgeloc_tools.evaluate import text
 from edgeloc_tools.evaluate.machine import machine_facts
-from edgeloc_tools.evaluate.report import write_atomically, write_report
+from edgeloc_tools.evaluate.report import write_report
 from edgeloc_tools.evaluate.result import EvaluationResult, Json, json_value
 from edgeloc_tools.evaluate.run import Runner, evaluate
+from edgeloc_tools.files import write_atomically
 from edgeloc_tools.progress import StderrProgress
 
 FAMILIES = ("orb", "sift")

@@ -17,6 +17,7 @@ import numpy as np
 from edgeloc.errors import ConfigError, DatasetError
 from edgeloc.types import FloatArray
 from edgeloc_tools.datasets.recording import ImageFile, RecordedImage, Recording
+from edgeloc_tools.files import write_atomically
 
 STEPS = ("images", "features", "matches", "model")
 """In order; each needs those before it."""
@@ -26,20 +27,10 @@ _EXIF_UPRIGHT = 1
 _EXIF_ORIENTATION = 0x0112
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old or the new one, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object atomically, readable and in stable order."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, (text + "\n").encode())
+    write_atomically(path, (text + "\n").encode())
 
 
 def replace_folder(new: Path, old: Path) -> None:

@@ -26,6 +26,7 @@ from edgeloc.types import (
     Rigid3,
 )
 from edgeloc_tools.datasets.recording import DepthMap, RecordedImage, Recording
+from edgeloc_tools.files import write_atomically
 from edgeloc_tools.synth.effects import (
     Light,
     add_sensor_noise,
@@ -473,12 +474,7 @@ def camera_json(camera: CameraModel) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file as a whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_atomically(path, text.encode())
 
 
 def _write_image(
