@@ -65,6 +65,8 @@ class RunConfig:
         Frames per second of a folder, or asked of a camera.
     backend : str
         Where networks run.
+    threads : int
+        Of each network on the CPU.
     out : tuple of str
         Sinks.
     max_frames : int or None
@@ -87,6 +89,7 @@ class RunConfig:
     pace: str | None = None
     rate: float | None = None
     backend: str = "auto"
+    threads: int = 1
     out: tuple[str, ...] = ("jsonl:-",)
     max_frames: int | None = None
     max_keypoints: int | None = None
@@ -197,6 +200,7 @@ _CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "pace": _choice(PACE_CHOICES),
     "rate": _positive(10_000.0),
     "backend": _choice(BACKEND_CHOICES),
+    "threads": _whole(1, 256),
     "out": _texts,
     "max_frames": _whole(1),
     "max_keypoints": _whole(1, 1_000_000),
@@ -210,6 +214,7 @@ _CONVERTERS: Mapping[str, Callable[[object], object]] = {
 _NUMBERS: Mapping[str, Callable[[str], int | float]] = {
     "budget_ms": float,
     "rate": float,
+    "threads": int,
     "max_frames": int,
     "max_keypoints": int,
     "seed": int,

@@ -264,6 +264,9 @@ class Features:
         Positions, px, corner convention.
     scores : ndarray of shape (N,), float32
         Detection strength, larger is better.
+    sigmas : ndarray of shape (N,), float32
+        Standard deviation of each position along each axis, px, up to a factor that all
+        share; 1 where the extractor cannot tell.
     descriptors : ndarray of shape (N, D)
         In the family's stored form (uint8 for ORB and SIFT); `FeatureFamily.decode`
         makes L2-normalised float32 rows of them.
@@ -271,14 +274,19 @@ class Features:
 
     keypoints: Float32Array
     scores: Float32Array
+    sigmas: Float32Array
     descriptors: npt.NDArray[np.generic]
 
     def __post_init__(self) -> None:
         n = len(self.keypoints)
-        if self.keypoints.shape != (n, 2) or self.scores.shape != (n,):
+        if (
+            self.keypoints.shape != (n, 2)
+            or self.scores.shape != (n,)
+            or self.sigmas.shape != (n,)
+        ):
             raise ValueError(
-                f"keypoints {self.keypoints.shape} and scores {self.scores.shape} must "
-                "be (N, 2) and (N,)"
+                f"keypoints {self.keypoints.shape}, scores {self.scores.shape} and "
+                f"sigmas {self.sigmas.shape} must be (N, 2), (N,) and (N,)"
             )
         if self.descriptors.ndim != 2 or len(self.descriptors) != n:
             raise ValueError(f"descriptors {self.descriptors.shape} must be ({n}, D)")

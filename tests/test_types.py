@@ -152,12 +152,18 @@ def test_what_is_no_rigid_motion_is_refused(R, t, message):
 def test_features_have_one_row_per_keypoint():
     keypoints, scores = np.zeros((3, 2), np.float32), np.zeros(3, np.float32)
     descriptors = np.zeros((3, 32), np.uint8)
-    features = Features(keypoints=keypoints, scores=scores, descriptors=descriptors)
-    assert len(features) == 3
-    with pytest.raises(ValueError, match=r"must be \(N, 2\) and \(N,\)"):
-        Features(keypoints=keypoints, scores=scores[:2], descriptors=descriptors)
+    rows = {
+        "keypoints": keypoints,
+        "scores": scores,
+        "sigmas": np.ones(3, np.float32),
+        "descriptors": descriptors,
+    }
+    assert len(Features(**rows)) == 3
+    for name in ("scores", "sigmas"):
+        with pytest.raises(ValueError, match=r"must be \(N, 2\), \(N,\) and \(N,\)"):
+            Features(**{**rows, name: rows[name][:2]})
     with pytest.raises(ValueError, match=r"must be \(3, D\)"):
-        Features(keypoints=keypoints, scores=scores, descriptors=descriptors[:2])
+        Features(**{**rows, "descriptors": descriptors[:2]})
 
 
 def test_retrieval_scores_descend():

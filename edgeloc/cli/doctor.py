@@ -16,7 +16,8 @@ from pathlib import Path
 
 from edgeloc import __version__
 from edgeloc.cli.common import EXIT_OK, OneLineParser, run_command, silence_opencv
-from edgeloc.errors import ModelError
+from edgeloc.config import BACKEND_CHOICES
+from edgeloc.errors import BackendUnavailableError, EdgelocError, ModelError
 
 PROG = "edgeloc-doctor"
 
@@ -139,13 +140,62 @@ def _check_optional() -> Iterable[Finding]:
         )
 
 
-def _check_onnxruntime() -> Iterable[Finding]:
+def _check_backend(name: str) -> Finding:
+    from edgeloc.inference.backend import choose_backend
+
     try:
-        onnxruntime = import_module("onnxruntime")
+        choice = choose_backend(name)
+    except BackendUnavailableError as exc:
+        reason, _, advice = str(exc).partition(": ")[2].partition("; ")
+        return Finding(
+            name=f"backend {name}", status=MISSING, value=reason, advice=advice
+        )
+    value = f"{choice.name}, as {choice.reason}" if choice.reason else "there"
+    return Finding(name=f"backend {name}", status=OK, value=value)
+
+
+def _check_backends() -> Iterable[Finding]:
+    try:
+        import_module("numpy")
+        import_module("onnxruntime")
     except (ImportError, OSError):
-        return
-    providers = onnxruntime.get_available_providers()
-    yield Finding(name="onnxruntime providers", status=OK, value=", ".join(providers))
+        return  # said by `check_required`
+    for name in BACKEND_CHOICES:
+        yield _check_backend(name)
+
+
+def _check_model(path: Path) -> Finding:
+    from edgeloc.inference.manifest import load_model
+
+    try:
+        manifest = load_model(path).manifest
+    except EdgelocError as exc:
+        return Finding(
+            name=f"model {path.stem}",
+            status=WARN,
+            value=str(exc),
+            advice="install edgeloc again",
+        )
+    return Finding(
+        name=f"model {manifest.name}",
+        status=OK,
+        value=f"{manifest.role}, {manifest.precision}, flavour {manifest.flavour}, "
+        f"{manifest.license}",
+    )
+
+
+def _check_models() -> Iterable[Finding]:
+    from edgeloc.inference.manifest import shipped_manifests
+
+    paths = shipped_manifests()
+    if not paths:
+        yield Finding(
+            name="models",
+            status=OK,
+            value="none shipped; ORB, SIFT and VLAD need none",
+        )
+    for path in paths:
+        yield _check_model(path)
 
 
 def _build_flag(information: str, key: str) -> str:
@@ -342,7 +392,8 @@ _CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     _check_software,
     check_required,
     _check_optional,
-    _check_onnxruntime,
+    _check_backends,
+    _check_models,
     _check_opencv,
     _check_machine,
     _check_cameras,

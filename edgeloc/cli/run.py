@@ -37,7 +37,7 @@ from edgeloc.config import (
     RunConfig,
     resolve_run_config,
 )
-from edgeloc.errors import BackendUnavailableError, ConfigError
+from edgeloc.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeloc.clock import Clock
@@ -148,6 +148,11 @@ def build_parser() -> argparse.ArgumentParser:
         f"where networks run (default: {default.backend})",
     )
     add(
+        "--threads",
+        "N",
+        f"CPU threads of each network (default: {default.threads})",
+    )
+    add(
         "--out",
         "SINK",
         "where records go; may be given several times (default: jsonl:-)",
@@ -188,33 +193,14 @@ def demo_paths() -> tuple[Path, Path]:
     return clip, site
 
 
-def require_backend(backend: str, *, family: str = "") -> str:
-    """Return where networks run, and say why when that was our choice.
-
-    Parameters
-    ----------
-    backend : str
-        As given.
-    family : str
-        The site's features, for the message.
-
-    Raises
-    ------
-    BackendUnavailableError
-        For a backend that nothing here can run on.
-    """
-    if backend not in {"auto", "ort-cpu"}:
-        raise BackendUnavailableError(
-            f"--backend {backend}: is not available in edgeloc {__version__}, which "
-            "runs no networks yet; use --backend auto or ort-cpu"
-        )
-    if backend == "auto" and family:
+def _say_that_no_network_runs(config: RunConfig, site: Site) -> None:
+    """Say where networks would run, for a site that has none."""
+    if config.backend == "auto" and not site.manifest.models:
         _log.info(
             "backend auto: ort-cpu, as this site needs no network (%s features run in "
             "OpenCV on the CPU)",
-            family,
+            site.manifest.family.name,
         )
-    return "ort-cpu"
 
 
 @contextmanager
@@ -237,12 +223,14 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 
 
 def _estimator_options(config: RunConfig) -> EstimatorOptions:
+    from edgeloc.inference.backend import BackendOptions
     from edgeloc.runtime.estimator import EstimatorOptions
 
     return EstimatorOptions(
         method=config.method,
         cold=config.cold,
         max_keypoints=config.max_keypoints,
+        backend=BackendOptions(backend=config.backend, threads=config.threads),
         seed=config.seed,
     )
 
@@ -261,7 +249,7 @@ def _open_site(config: RunConfig) -> Site:
     from edgeloc.tiles.reader import open_site
 
     site = open_site(Path(str(config.map)))
-    require_backend(config.backend, family=site.manifest.family.name)
+    _say_that_no_network_runs(config, site)
     return site
 
 
@@ -401,6 +389,7 @@ def _check_site(config: RunConfig) -> dict[str, object]:
 
 def _check(config: RunConfig) -> int:
     from edgeloc.cli.doctor import require_installation
+    from edgeloc.inference.backend import choose_backend
 
     facts: dict[str, object] = {"ok": True, "edgeloc": __version__}
     facts.update(require_installation())
@@ -413,7 +402,7 @@ def _check(config: RunConfig) -> int:
             config = replace(config, camera=str(clip), map=str(site))
     if config.map is not None:
         facts.update(_check_site(config))
-    facts["backend"] = require_backend(config.backend)
+    facts["backend"] = choose_backend(config.backend).name
     print(json.dumps(facts))
     return EXIT_OK
 
@@ -422,9 +411,12 @@ def _main(arguments: dict[str, Any]) -> int:
     file = arguments.pop("config")
     config = resolve_run_config(arguments, file=None if file is None else Path(file))
     set_up_logging(PROG, quiet=config.quiet, debug=config.debug)
-    require_backend(config.backend)
     if not config.debug:
         silence_opencv()
+    if config.backend not in {"auto", "ort-cpu"}:
+        from edgeloc.inference.backend import choose_backend
+
+        choose_backend(config.backend)
     if config.demo:
         clip, site = demo_paths()
         config = replace(config, camera=str(clip), map=str(site))

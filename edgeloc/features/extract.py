@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -14,6 +17,85 @@ def to_grey(image: ByteArray) -> ByteArray:
     if image.ndim == 2:
         return image
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PreparedImage:
+    """An image as a feature family takes it.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (H, W) or (H, W, 3), uint8
+        Grey, or BGR for a family that sees colour; maybe scaled down.
+    width, height : int
+        Of the image that it comes from, px.
+    """
+
+    pixels: ByteArray
+    width: int
+    height: int
+
+
+def prepare_image(
+    image: ByteArray, family: FeatureFamily, *, max_side_px: int = 0
+) -> PreparedImage:
+    """Return an image as a feature family takes it.
+
+    Parameters
+    ----------
+    image : ndarray of shape (H, W) or (H, W, 3), uint8
+        Grey or BGR.
+    family : FeatureFamily
+        Extractor.
+    max_side_px : int
+        Larger images are scaled down to this; 0 = never.
+    """
+    pixels = image if family.colour else to_grey(image)
+    height, width = pixels.shape[:2]
+    longest_px = max(height, width)
+    if max_side_px and longest_px > max_side_px:
+        scale = max_side_px / longest_px
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pixels = np.asarray(
+            cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8
+        )
+    return PreparedImage(pixels=pixels, width=width, height=height)
+
+
+def extract_prepared(
+    prepared: PreparedImage,
+    family: FeatureFamily,
+    *,
+    max_keypoints: int,
+    mask: ByteArray | None = None,
+) -> Features:
+    """Return features in pixels of the image that was prepared.
+
+    Parameters
+    ----------
+    prepared : PreparedImage
+        From `prepare_image`.
+    family : FeatureFamily
+        Extractor.
+    max_keypoints : int
+        Keep the strongest.
+    mask : ndarray of shape (H, W), uint8, optional
+        Of the size of the original; no feature where it is 0.
+    """
+    height, width = prepared.pixels.shape[:2]
+    if mask is not None and mask.shape != (height, width):
+        mask = np.asarray(
+            cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8
+        )
+    features = family.extract(prepared.pixels, max_keypoints=max_keypoints, mask=mask)
+    # The corner convention makes scaling exact: no half-pixel terms.
+    back = np.array([prepared.width / width, prepared.height / height], np.float32)
+    return Features(
+        keypoints=features.keypoints * back,
+        scores=features.scores,
+        sigmas=features.sigmas * np.float32(math.sqrt(back[0] * back[1])),
+        descriptors=features.descriptors,
+    )
 
 
 def extract_features(
@@ -39,22 +121,5 @@ def extract_features(
     mask : ndarray of shape (H, W), uint8, optional
         No feature where it is 0.
     """
-    grey = to_grey(image)
-    height, width = grey.shape
-    longest_px = max(height, width)
-    if max_side_px and longest_px > max_side_px:
-        scale = max_side_px / longest_px
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        grey = np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
-        if mask is not None:
-            mask = np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST))
-    features = family.extract(
-        np.asarray(grey, np.uint8), max_keypoints=max_keypoints, mask=mask
-    )
-    # The corner convention makes scaling exact: no half-pixel terms.
-    back = np.array([width / grey.shape[1], height / grey.shape[0]], np.float32)
-    return Features(
-        keypoints=features.keypoints * back,
-        scores=features.scores,
-        descriptors=features.descriptors,
-    )
+    prepared = prepare_image(image, family, max_side_px=max_side_px)
+    return extract_prepared(prepared, family, max_keypoints=max_keypoints, mask=mask)

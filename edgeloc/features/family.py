@@ -29,15 +29,19 @@ class FeatureFamily(Protocol):
     def match_ratio(self) -> float:
         """Lowe's ratio that serves it best between a query and a keyframe."""
 
+    @property
+    def colour(self) -> bool:
+        """Whether it takes BGR images, too, and not only grey ones."""
+
     def extract(
-        self, grey: ByteArray, *, max_keypoints: int, mask: ByteArray | None = None
+        self, image: ByteArray, /, *, max_keypoints: int, mask: ByteArray | None = None
     ) -> Features:
         """Detect and describe.
 
         Parameters
         ----------
-        grey : ndarray of shape (H, W), uint8
-            Image.
+        image : ndarray of shape (H, W), uint8
+            Grey; or BGR (H, W, 3) where `colour` says so.
         max_keypoints : int
             Keep the strongest.
         mask : ndarray of shape (H, W), uint8, optional

@@ -1,14 +1,41 @@
-"""Retrieval without a network: aggregated local descriptors, searched exactly."""
+"""Retrieval: what makes one vector of an image, VLAD for one, and exact search."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
 
-from edgeloc.types import Float32Array, IntArray, RetrievalResult
+from edgeloc.types import ByteArray, Float32Array, IntArray, RetrievalResult
+
+
+class Retrieval(Protocol):
+    """Makes the global descriptor that keyframes are searched with."""
+
+    @property
+    def dim(self) -> int:
+        """Elements of a global descriptor."""
+
+    def global_descriptor(
+        self, image: ByteArray, descriptors: Float32Array, /
+    ) -> Float32Array:
+        """Return the global descriptor of an image.
+
+        Parameters
+        ----------
+        image : ndarray of shape (H, W) or (H, W, 3), uint8
+            Grey or BGR; a network sees this.
+        descriptors : ndarray of shape (N, D), float32
+            Its decoded local descriptors; VLAD sees these.
+
+        Returns
+        -------
+        ndarray of shape (dim,), float32
+            L2-normalised; zeros when there was nothing to describe.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,6 +104,12 @@ class VladModel:
     def dim(self) -> int:
         """Elements of a global descriptor."""
         return int(self.centroids.size)
+
+    def global_descriptor(
+        self, _image: ByteArray, descriptors: Float32Array, /
+    ) -> Float32Array:
+        """Return the global descriptor of an image; see `Retrieval`."""
+        return self.describe(descriptors)
 
     def describe(self, descriptors: Float32Array) -> Float32Array:
         """Return the global descriptor of an image.

@@ -41,9 +41,10 @@ class PnpOptions:
     Parameters
     ----------
     max_error_px : float
-        Largest reprojection error of an inlier while hypotheses are compared.
-    inlier_error_px : float or None
-        The same after refinement; `max_error_px` when None.
+        Largest reprojection error of an inlier.
+    inlier_sigmas : float
+        The same once the noise is known (`adapt_to_noise`), in standard deviations of
+        the image point, where that is less: 99.7 % of good points are within 3.4.
     confidence : float
         Stop sampling when a better pose is left out with this probability at most.
     max_iterations : int
@@ -55,16 +56,16 @@ class PnpOptions:
     backend : {'auto', 'opencv', 'poselib'}
         Who samples. 'auto' is poselib where that can be imported.
     adapt_to_noise : bool
-        Scale the noise and the loss of the refinement to what the inliers show, and
-        tighten the threshold where they agree better than `pixel_sigma_px` says. Sharp
-        pictures give errors of 0.3 px, where a threshold for blurred ones lets wrong
-        neighbours pull; blurred ones give 2 px, where the covariance must grow.
+        Scale the noise of the image points to what the inliers show, and tighten the
+        threshold to `inlier_sigmas` of it. Sharp pictures give errors of 0.3 px, where
+        a threshold for blurred ones lets wrong neighbours pull; blurred ones give 2 px,
+        where the covariance must grow.
     refine : RefineOptions
         Of the refinement.
     """
 
     max_error_px: float = 4.0
-    inlier_error_px: float | None = None
+    inlier_sigmas: float = 3.4
     confidence: float = 0.9999
     max_iterations: int = 2000
     min_inliers: int = 4
@@ -76,7 +77,7 @@ class PnpOptions:
     def __post_init__(self) -> None:
         for name, value in (
             ("max_error_px", self.max_error_px),
-            ("inlier_error_px", self.final_error_px),
+            ("inlier_sigmas", self.inlier_sigmas),
         ):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value} must be > 0")
@@ -92,13 +93,6 @@ class PnpOptions:
             raise ValueError(
                 f"{self.backend=} is unknown, expected one of {', '.join(_BACKENDS)}"
             )
-
-    @property
-    def final_error_px(self) -> float:
-        """The inlier threshold after refinement, px."""
-        return (
-            self.max_error_px if self.inlier_error_px is None else self.inlier_error_px
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -170,7 +164,7 @@ def estimate_pose(
     *,
     options: PnpOptions | None = None,
     point_sigmas: npt.ArrayLike | None = None,
-    pixel_sigma_px: float = 1.0,
+    pixel_sigmas: npt.ArrayLike | None = None,
 ) -> PnpResult | None:
     """Return the pose that most matches agree on.
 
@@ -188,8 +182,8 @@ def estimate_pose(
         Defaults of `PnpOptions` when None.
     point_sigmas : array_like of shape (M,), optional
         Standard deviation of each landmark along each axis, m.
-    pixel_sigma_px : float
-        Standard deviation of an image point along each axis, px.
+    pixel_sigmas : array_like of shape (M,), optional
+        Standard deviation of each image point along each axis, px; 1 by default.
 
     Returns
     -------
@@ -202,7 +196,7 @@ def estimate_pose(
     BackendUnavailableError
         When poselib is asked for by name and is not installed.
     ValueError
-        When `point_sigmas` does not fit the matches.
+        When `point_sigmas` or `pixel_sigmas` do not fit the matches.
     """
     options = options if options is not None else PnpOptions()
     backend = resolve_backend(options.backend)
@@ -217,6 +211,13 @@ def estimate_pose(
                 f"point_sigmas of shape {sigmas.shape} must be {usable.shape} and >= 0"
             )
         usable &= np.isfinite(sigmas)
+    spreads = np.ones(len(usable))
+    if pixel_sigmas is not None:
+        spreads = np.asarray(pixel_sigmas, dtype=np.float64)
+        if spreads.shape != usable.shape or not np.all(spreads > 0):
+            raise ValueError(
+                f"pixel_sigmas of shape {spreads.shape} must be {usable.shape} and > 0"
+            )
     if np.count_nonzero(usable) < _MIN_POINTS:
         return None
 
@@ -234,30 +235,21 @@ def estimate_pose(
         camera=camera,
         points2D=points2D,
         points3D=points3D,
-        sigmas=sigmas,
+        point_sigmas=sigmas,
+        pixel_sigmas=spreads,
         usable=usable,
-        pixel_sigma_px=pixel_sigma_px,
+        limits_px=np.full(len(usable), options.max_error_px),
         options=options.refine,
     )
-    inliers, _ = problem.inliers(hypothesis, options.max_error_px)
-    refined, inliers, squares = _refine_on_inliers(
-        problem, hypothesis, inliers, max_error_px=options.final_error_px
-    )
+    refined, inliers, squares = _refine_on_inliers(problem, hypothesis)
     if refined is not None and options.adapt_to_noise:
-        ratio = _noise_ratio(squares[inliers], pixel_sigma_px)
-        if ratio != 1.0:
-            problem = replace(
-                problem,
-                pixel_sigma_px=pixel_sigma_px * ratio,
-                options=replace(
-                    options.refine, loss_scale_px=options.refine.loss_scale_px * ratio
-                ),
-            )
-            error_px = options.final_error_px * min(ratio, 1.0)
-            inliers, _ = problem.inliers(refined.cam_from_world, error_px)
-            refined, inliers, squares = _refine_on_inliers(
-                problem, refined.cam_from_world, inliers, max_error_px=error_px
-            )
+        spreads = spreads * _noise_ratio(squares[inliers] / spreads[inliers] ** 2)
+        problem = replace(
+            problem,
+            pixel_sigmas=spreads,
+            limits_px=np.minimum(options.inlier_sigmas * spreads, options.max_error_px),
+        )
+        refined, inliers, squares = _refine_on_inliers(problem, refined.cam_from_world)
     if refined is None or np.count_nonzero(inliers) < options.min_inliers:
         return None
     rotation_variance = float(np.linalg.eigvalsh(refined.covariance[:3, :3])[-1])
@@ -272,15 +264,16 @@ def estimate_pose(
     )
 
 
-def _noise_ratio(squares: FloatArray, pixel_sigma_px: float) -> float:
+def _noise_ratio(squares: FloatArray) -> float:
     """Return how many times larger the noise is than announced, within bounds.
 
-    From the median of the squared errors, which a tail of wrong matches does not move.
+    From the median of the squared errors over announced variances, which a tail of
+    wrong matches does not move.
     """
     if not squares.size:
         return 1.0
-    sigma_px = math.sqrt(float(np.median(squares)) / _CHI2_2DOF_MEDIAN)
-    return min(max(sigma_px / pixel_sigma_px, _MIN_NOISE_RATIO), _MAX_NOISE_RATIO)
+    ratio = math.sqrt(float(np.median(squares)) / _CHI2_2DOF_MEDIAN)
+    return min(max(ratio, _MIN_NOISE_RATIO), _MAX_NOISE_RATIO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,19 +283,18 @@ class _Problem:
     camera: CameraModel
     points2D: FloatArray
     points3D: FloatArray
-    sigmas: FloatArray | None
+    point_sigmas: FloatArray | None
+    pixel_sigmas: FloatArray
     usable: BoolArray
-    pixel_sigma_px: float
+    limits_px: FloatArray
     options: RefineOptions
 
-    def inliers(
-        self, cam_from_world: Rigid3, max_error_px: float
-    ) -> tuple[BoolArray, FloatArray]:
+    def inliers(self, cam_from_world: Rigid3) -> tuple[BoolArray, FloatArray]:
         """Return the inliers and the squared errors, nan where there is none."""
         pixels, seen = project(self.camera, cam_from_world.transform(self.points3D))
         residuals = pixels - self.points2D
         squares = np.einsum("ni,ni->n", residuals, residuals)
-        return self.usable & seen & (squares <= max_error_px**2), squares
+        return self.usable & seen & (squares <= self.limits_px**2), squares
 
     def refine(
         self, start: Rigid3, mask: BoolArray, options: RefineOptions
@@ -312,30 +304,30 @@ class _Problem:
             points3D=self.points3D[mask],
             camera=self.camera,
             cam_from_world=start,
-            point_sigmas=None if self.sigmas is None else self.sigmas[mask],
-            pixel_sigma_px=self.pixel_sigma_px,
+            point_sigmas=None if self.point_sigmas is None else self.point_sigmas[mask],
+            pixel_sigmas=self.pixel_sigmas[mask],
             options=options,
         )
 
 
 def _refine_on_inliers(
-    problem: _Problem, start: Rigid3, inliers: BoolArray, *, max_error_px: float
+    problem: _Problem, start: Rigid3
 ) -> tuple[RefinedPose | None, BoolArray, FloatArray]:
     """Return the pose refined on its own inliers, these, and all squared errors."""
-    squares = np.full(len(inliers), np.nan)
+    inliers, squares = problem.inliers(start)
     refined = None
     for _ in range(_REFINEMENT_ROUNDS):
         if np.count_nonzero(inliers) < _MIN_POINTS:
             return None, inliers, squares
         refined = problem.refine(start, inliers, problem.options)
         start, previous = refined.cam_from_world, inliers
-        inliers, squares = problem.inliers(start, max_error_px)
+        inliers, squares = problem.inliers(start)
         if np.array_equal(inliers, previous):
             return refined, inliers, squares
     if np.count_nonzero(inliers) < _MIN_POINTS:
         return None, inliers, squares
     # The set still moves: keep the pose, take the covariance from its final inliers.
-    still = RefineOptions(loss_scale_px=problem.options.loss_scale_px, max_iterations=1)
+    still = RefineOptions(loss_scale=problem.options.loss_scale, max_iterations=1)
     return problem.refine(start, inliers, still), inliers, squares
 
 

@@ -14,8 +14,6 @@ from edgeloc.geometry.se3 import exp_so3
 from edgeloc.types import BoolArray, CameraModel, FloatArray, Rigid3
 
 _CHI2_2DOF_MEDIAN = 2.0 * math.log(2.0)
-_MIN_SCALE_SIGMAS = 1.0
-"""The loss is never narrower than this: it would doubt half of the good points."""
 _MIN_INFORMATION = 1e-10
 """Floor of the information's eigenvalues: a standard deviation of 1e5 rad or m."""
 _CLOSE_SIGMAS = 5.0
@@ -28,22 +26,22 @@ class RefineOptions:
 
     Parameters
     ----------
-    loss_scale_px : float
-        Residual of a well-known point from which the loss flattens, in px (see
-        `refine_pose`). At least one `pixel_sigma_px` is used.
+    loss_scale : float
+        Residual from which the loss flattens, in standard deviations (see
+        `refine_pose`), at least 1: a narrower loss would doubt half of the good points.
     max_iterations : int
         Most evaluations of the derivatives.
     tolerance : float
         Stop after a step shorter than this many standard deviations of the pose.
     """
 
-    loss_scale_px: float = 2.0
+    loss_scale: float = 2.0
     max_iterations: int = 15
     tolerance: float = 1e-2
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.loss_scale_px) and self.loss_scale_px > 0):
-            raise ValueError(f"{self.loss_scale_px=} must be > 0")
+        if not (math.isfinite(self.loss_scale) and self.loss_scale >= 1):
+            raise ValueError(f"{self.loss_scale=} must be >= 1")
         if not self.max_iterations >= 1:
             raise ValueError(f"{self.max_iterations=} must be >= 1")
         if not self.tolerance >= 0:
@@ -126,17 +124,17 @@ class _Problem:
     camera: CameraModel
     points2D: FloatArray
     points3D: FloatArray
-    pixel_variance: float
+    pixel_variances: FloatArray  # (M,) px^2
     point_variances: FloatArray | None
 
 
 def _make_problem(
     points2D: FloatArray,
     points3D: FloatArray,
-    point_sigmas: FloatArray | None,
     *,
+    point_sigmas: FloatArray | None,
+    pixel_sigmas: FloatArray | None,
     camera: CameraModel,
-    pixel_sigma_px: float,
 ) -> tuple[_Problem, BoolArray]:
     """Return the problem and which points are part of it."""
     num_points = len(points2D)
@@ -144,8 +142,13 @@ def _make_problem(
         raise ValueError(
             f"{points2D.shape=} and {points3D.shape=} but expected (M, 2) and (M, 3)"
         )
-    if not (math.isfinite(pixel_sigma_px) and pixel_sigma_px > 0):
-        raise ValueError(f"{pixel_sigma_px=} must be > 0")
+    if pixel_sigmas is None:
+        pixel_sigmas = np.ones(num_points)
+    if pixel_sigmas.shape != (num_points,) or not np.all(pixel_sigmas > 0):
+        raise ValueError(
+            f"pixel_sigmas of shape {pixel_sigmas.shape} must be ({num_points},) and "
+            "> 0"
+        )
     usable = np.asarray(np.isfinite(np.hstack([points2D, points3D])).all(axis=1))
     if point_sigmas is not None:
         if point_sigmas.shape != (num_points,) or np.any(point_sigmas < 0):
@@ -156,12 +159,13 @@ def _make_problem(
         usable &= np.isfinite(point_sigmas)
     if not usable.all():
         points2D, points3D = points2D[usable], points3D[usable]
+        pixel_sigmas = pixel_sigmas[usable]
         point_sigmas = None if point_sigmas is None else point_sigmas[usable]
     problem = _Problem(
         camera=camera,
         points2D=points2D,
         points3D=points3D,
-        pixel_variance=pixel_sigma_px * pixel_sigma_px,
+        pixel_variances=np.square(pixel_sigmas),
         point_variances=None if point_sigmas is None else np.square(point_sigmas),
     )
     return problem, usable
@@ -188,11 +192,11 @@ def _linearise(problem: _Problem, R: FloatArray, t: FloatArray) -> _Linearised:
         residuals[~seen] = 0.0
         jac_point[~seen] = 0.0
     if problem.point_variances is None:
-        variances = np.full(len(residuals), problem.pixel_variance)
+        variances = problem.pixel_variances
     else:
         # Half the trace of J J^T: the mean variance over both image axes.
         spread = 0.5 * np.einsum("nij,nij->n", jac_point, jac_point)
-        variances = problem.pixel_variance + spread * problem.point_variances
+        variances = problem.pixel_variances + spread * problem.point_variances
     squares = np.einsum("ni,ni->n", residuals, residuals) / variances
     squares[~seen] = np.inf
     return _Linearised(
@@ -302,7 +306,7 @@ def refine_pose(
     camera: CameraModel,
     cam_from_world: Rigid3,
     point_sigmas: npt.ArrayLike | None = None,
-    pixel_sigma_px: float = 1.0,
+    pixel_sigmas: npt.ArrayLike | None = None,
     options: RefineOptions | None = None,
 ) -> RefinedPose:
     """Return the pose that explains the matches best, and how well it is known.
@@ -319,8 +323,8 @@ def refine_pose(
         Where to start.
     point_sigmas : array_like of shape (M,), optional
         Standard deviation of each landmark along each axis, m; exact by default.
-    pixel_sigma_px : float
-        Standard deviation of an image point along each axis, px.
+    pixel_sigmas : array_like of shape (M,), optional
+        Standard deviation of each image point along each axis, px; 1 by default.
     options : RefineOptions, optional
         Defaults of `RefineOptions` when None.
 
@@ -340,10 +344,10 @@ def refine_pose(
     for a pinhole near its axis ``pixel_sigma^2 + (f point_sigma / z)^2``.
 
     The loss is Geman-McClure's, in Barron's form with shape -2 [1]_: quadratic within
-    `loss_scale_px`, weight 1/4 at twice and 1/25 at four times that, bounded beyond.
-    It wastes 5 % of the information when the noise is Gaussian with a sigma of half the
-    scale. It starts as wide as the residuals are and is narrowed from step to step, so
-    that a poor start does not lock on to few points.
+    `loss_scale` sigmas, weight 1/4 at twice and 1/25 at four times that, bounded
+    beyond. It wastes 5 % of the information when the noise is Gaussian and the scale
+    2 sigmas. It starts as wide as the residuals are and is narrowed from step to step,
+    so that a poor start does not lock on to few points.
 
     The covariance is ``(J^T W J)^-1``, corrected for the weights of the loss
     [2]_ (section 6.3) and multiplied by the variance factor of the residuals where that
@@ -359,12 +363,11 @@ def refine_pose(
     problem, usable = _make_problem(
         np.asarray(points2D, dtype=np.float64),
         np.asarray(points3D, dtype=np.float64),
-        None if point_sigmas is None else np.asarray(point_sigmas, np.float64),
+        point_sigmas=_float64_or_none(point_sigmas),
+        pixel_sigmas=_float64_or_none(pixel_sigmas),
         camera=camera,
-        pixel_sigma_px=pixel_sigma_px,
     )
-    scale = max(options.loss_scale_px / pixel_sigma_px, _MIN_SCALE_SIGMAS)
-    width = 4.0 * scale * scale
+    width = 4.0 * options.loss_scale**2
     start = _linearise(problem, cam_from_world.R, cam_from_world.t)
     at, num_iterations = _minimise(problem, start, width=width, options=options)
 
@@ -382,6 +385,10 @@ def refine_pose(
         num_iterations=num_iterations,
         weights=weights,
     )
+
+
+def _float64_or_none(values: npt.ArrayLike | None) -> FloatArray | None:
+    return None if values is None else np.asarray(values, dtype=np.float64)
 
 
 def _nearest_rotation(R: FloatArray) -> FloatArray:

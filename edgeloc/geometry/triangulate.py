@@ -15,6 +15,9 @@ import numpy.typing as npt
 from edgeloc.geometry.camera import project_with_jacobian, unproject
 from edgeloc.types import BoolArray, CameraModel, FloatArray, IntArray
 
+_PRIOR_DOF = 4.0
+_MIN_NOISE_PX = 0.1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class View:
@@ -47,6 +50,9 @@ class Observations:
         Index into the views.
     pixels : ndarray of shape (N, 2), float64
         Measured positions, px.
+    pixel_sigma : ndarray of shape (N,), float64
+        Standard deviation of `pixels` along each axis, px, up to a factor that all
+        share.
     depth : ndarray of shape (N,), float64
         Measured depth along the camera's z axis, m; nan where unknown.
     depth_sigma : ndarray of shape (N,), float64
@@ -56,6 +62,7 @@ class Observations:
     track_idx: IntArray
     view_idx: IntArray
     pixels: FloatArray
+    pixel_sigma: FloatArray
     depth: FloatArray
     depth_sigma: FloatArray
 
@@ -79,7 +86,7 @@ class TriangulationOptions:
     min_angle_deg : float
         Largest angle between two rays that a point without depth needs.
     loss_scale_px : float
-        Of the Cauchy loss while refining.
+        Of the Cauchy loss while refining, for a `pixel_sigma` of 1.
     num_hypotheses : int
         View pairs tried per track.
     num_iterations : int
@@ -105,7 +112,8 @@ class Triangulation:
     points3D : ndarray of shape (T, 3), float64
         Positions in the world, m; nan where `valid` is False.
     sigmas : ndarray of shape (T,), float64
-        Root mean square of the three standard deviations, m.
+        Root mean square of the two smaller standard deviations, m: what a view from
+        about where the others were taken sees of the uncertainty.
     inlier : ndarray of shape (N,), bool
         Observations that agree with their point.
     valid : ndarray of shape (T,), bool
@@ -262,7 +270,7 @@ def triangulate_tracks(
     with_depth = _segment_sum(inlier & depth_ok, starts) > 0
     enough_views = (num_inliers >= 2) & (angle >= np.deg2rad(options.min_angle_deg))
     information = _information(problem, jacobian, inlier, inlier & depth_ok)
-    sigmas = _sigmas(information, errors, inlier, starts)
+    sigmas = _sigmas(information, errors / observations.pixel_sigma, inlier, starts)
     valid = (enough_views | with_depth) & np.isfinite(sigmas)
     return Triangulation(
         points3D=np.where(valid[:, None], points3D, np.nan),
@@ -312,11 +320,13 @@ def _refine(
     has_depth = np.isfinite(obs.depth)
     z_axis = problem.R[:, 2, :]
     scale2 = options.loss_scale_px**2
+    variance = obs.pixel_sigma**2
     for _ in range(options.num_iterations):
         residual, jacobian, z = problem.residuals(points3D)
         finite = np.isfinite(residual[:, 0])
         residual[~finite] = 0.0
-        weight = finite / (1.0 + np.sum(residual**2, axis=1) / scale2)
+        square = np.sum(residual**2, axis=1) / variance
+        weight = finite / variance / (1.0 + square / scale2)
         hessian = np.einsum("n,nij,nik->njk", weight, jacobian, jacobian)
         gradient = np.einsum("n,nij,ni->nj", weight, jacobian, residual)
         if np.any(has_depth):
@@ -353,8 +363,9 @@ def _information(
     inlier: BoolArray,
     depth_inlier: BoolArray,
 ) -> FloatArray:
-    """Return the information matrices of the points at 1 px noise, (T, 3, 3)."""
-    hessian = np.einsum("n,nij,nik->njk", inlier.astype(float), jacobian, jacobian)
+    """Return the information matrices of the points, (T, 3, 3)."""
+    weight = inlier / problem.obs.pixel_sigma**2
+    hessian = np.einsum("n,nij,nik->njk", weight, jacobian, jacobian)
     z_axis = problem.R[:, 2, :]
     weight = np.where(depth_inlier, 1.0 / problem.obs.depth_sigma**2, 0.0)
     hessian += weight[:, None, None] * z_axis[:, :, None] * z_axis[:, None, :]
@@ -364,14 +375,28 @@ def _information(
 def _sigmas(
     information: FloatArray, errors: FloatArray, inlier: BoolArray, starts: IntArray
 ) -> FloatArray:
-    """Return isotropic standard deviations, never below those of 0.5 px noise."""
+    """Return the standard deviations across the line of sight, (T,).
+
+    The mean of all three would be ruled by the depth, which a view along nearly the
+    same line does not see, and would take their weight from points that are well known
+    where it counts. The noise is that of the track drawn to the typical one by
+    `_PRIOR_DOF`: two views leave one degree of freedom, which says next to nothing.
+
+    Parameters
+    ----------
+    errors : ndarray of shape (N,), float64
+        Reprojection errors in units of the announced noise.
+    """
     scale = np.trace(information, axis1=1, axis2=2)
     a = information + (1e-12 * scale + 1e-300)[:, None, None] * np.eye(3)
     with np.errstate(divide="ignore", invalid="ignore"):
-        eigenvalues = np.linalg.eigvalsh(a)
-        variance = np.sum(1.0 / np.maximum(eigenvalues, 1e-300), axis=1) / 3.0
+        variances = 1.0 / np.maximum(np.linalg.eigvalsh(a), 1e-300)  # largest first
     num = np.maximum(_segment_sum(inlier, starts), 1.0)
     # Two equations per view and three unknowns.
+    dof = np.maximum(2.0 * num - 3.0, 1.0)
     squares = _segment_sum(np.where(inlier, errors, 0.0) ** 2, starts)
-    noise2 = np.maximum(squares / np.maximum(2.0 * num - 3.0, 1.0), 0.25)
-    return np.asarray(np.sqrt(variance * noise2))
+    several = num > 2
+    typical = float(np.median(squares[several] / dof[several])) if several.any() else 0
+    typical = max(typical, _MIN_NOISE_PX**2)
+    noise2 = (squares + _PRIOR_DOF * typical) / (dof + _PRIOR_DOF)
+    return np.asarray(np.sqrt(variances[:, 1:].mean(axis=1) * noise2))

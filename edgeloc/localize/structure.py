@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeloc.features.family import FeatureFamily
 from edgeloc.features.match import (
     MatchOptions,
-    landmark_similarity,
     match_to_keyframes,
 )
 from edgeloc.geometry.pnp import PnpOptions, PnpResult, estimate_pose
-from edgeloc.geometry.refine import RefineOptions
 from edgeloc.geometry.se3 import rotation_angle_rad
 from edgeloc.localize.candidate import Candidate, Query
+from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.tiles.layout import LocalMap
 from edgeloc.types import (
     BoolArray,
@@ -89,9 +87,7 @@ class StructureOptions:
     """
 
     match: MatchOptions = field(default_factory=MatchOptions)
-    pnp: PnpOptions = field(
-        default_factory=lambda: PnpOptions(refine=RefineOptions(loss_scale_px=1.0))
-    )
+    pnp: PnpOptions = field(default_factory=PnpOptions)
     integrity: IntegrityOptions = field(default_factory=IntegrityOptions)
     min_shared_landmarks: int = 10
     max_clusters: int = 3
@@ -138,11 +134,11 @@ def match_local_map(
     query: Query,
     local_map: LocalMap,
     *,
-    rows: Float32Array,
+    similarity: Float32Array,
     visible: Sequence[IntArray],
     options: MatchOptions,
-) -> tuple[Matches2D3D, Float32Array]:
-    """Return 2D-3D matches and the position uncertainty of each landmark.
+) -> tuple[Matches2D3D, Float32Array, Float32Array]:
+    """Return 2D-3D matches and the standard deviations of their two ends, px and m.
 
     Parameters
     ----------
@@ -150,15 +146,15 @@ def match_local_map(
         The frame.
     local_map : LocalMap
         Landmarks.
-    rows : ndarray of shape (R, D), float32
-        Decoded descriptors of the local map.
+    similarity : ndarray of shape (P, N), float32
+        Of the landmarks to the features, see `LandmarkComparison`.
     visible : sequence of ndarray of int64
         Landmark ids that each of its keyframes sees, ascending.
     options : MatchOptions
         What counts as a match.
     """
     query_idx, point_idx, scores = match_to_keyframes(
-        landmark_similarity(query.descriptors, rows, local_map.row_to_point),
+        similarity,
         [np.searchsorted(local_map.point3D_ids, ids) for ids in visible],
         options,
     )
@@ -168,7 +164,7 @@ def match_local_map(
         point3D_ids=local_map.point3D_ids[point_idx],
         scores=scores,
     )
-    return matches, local_map.sigmas[point_idx]
+    return matches, query.features.sigmas[query_idx], local_map.sigmas[point_idx]
 
 
 def select_matches(matches: Matches2D3D, mask: BoolArray) -> Matches2D3D:
@@ -311,7 +307,7 @@ def relocalize(
     visible: Sequence[IntArray],
     centers: FloatArray,
     load_local_map: Callable[[IntArray], LocalMap],
-    decode: Callable[[npt.NDArray[np.generic]], Float32Array],
+    comparison: LandmarkComparison,
     covariance_scale: float,
     options: StructureOptions,
 ) -> Candidate:
@@ -329,8 +325,8 @@ def relocalize(
         Camera centres of the retrieved keyframes.
     load_local_map : callable
         From keyframe ids to their landmarks.
-    decode : callable
-        From stored to float descriptors.
+    comparison : LandmarkComparison
+        Of the frame's features with landmarks.
     covariance_scale : float
         Learned on the site's held-out frames.
     options : StructureOptions
@@ -350,10 +346,10 @@ def relocalize(
         local_map = load_local_map(retrieved.keyframe_ids[np.array(cluster)])
         if len(local_map) < options.integrity.min_inliers:
             continue
-        matches, sigmas = match_local_map(
+        matches, pixel_sigmas, point_sigmas = match_local_map(
             query,
             local_map,
-            rows=decode(local_map.descriptors),
+            similarity=comparison.similarity(local_map),
             visible=[visible[idx] for idx in cluster],
             options=options.match,
         )
@@ -364,7 +360,8 @@ def relocalize(
             matches,
             query.camera,
             options=options.pnp,
-            point_sigmas=sigmas.astype(np.float64),
+            point_sigmas=point_sigmas,
+            pixel_sigmas=pixel_sigmas,
         )
         if (
             result is None

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from edgeloc.clock import Clock, MonotonicClock
-from edgeloc.errors import ConfigError, MapError, TileFormatError
-from edgeloc.features.classical import get_family
-from edgeloc.features.extract import extract_features
-from edgeloc.features.retrieve import VladModel, search
+from edgeloc.errors import ConfigError, MapError, ModelError, TileFormatError
+from edgeloc.features.extract import extract_prepared, prepare_image
+from edgeloc.features.family import FeatureFamily
+from edgeloc.features.retrieve import search
 from edgeloc.geometry.camera import project
+from edgeloc.inference.backend import BackendOptions
 from edgeloc.localize.candidate import Candidate, FrameTrace, Query
+from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.localize.interpolate import (
     CoarseCalibration,
     InterpolateOptions,
@@ -25,7 +28,9 @@ from edgeloc.localize.structure import (
     relocalize,
     structure_for,
 )
+from edgeloc.runtime.site_models import open_site_family, open_site_retrieval
 from edgeloc.runtime.stage_timer import StageTimer
+from edgeloc.runtime.telemetry import RepeatedWarning
 from edgeloc.runtime.tile_cache import TileCache
 from edgeloc.tiles.layout import LocalMap
 from edgeloc.tiles.reader import (
@@ -47,6 +52,8 @@ from edgeloc.types import (
     Rigid3,
     Rung,
 )
+
+_log = logging.getLogger(__name__)
 
 METHODS = ("auto", "structure", "interpolate")
 
@@ -82,6 +89,8 @@ class EstimatorOptions:
         Of RELOCALIZE; None = what serves the site's feature family.
     interpolate : InterpolateOptions
         Of INTERPOLATE.
+    backend : BackendOptions
+        Where the site's networks run.
     seed : int
         Of RANSAC.
     """
@@ -95,6 +104,7 @@ class EstimatorOptions:
     cache_bytes: int = 256 << 20
     structure: StructureOptions | None = None
     interpolate: InterpolateOptions = field(default_factory=InterpolateOptions)
+    backend: BackendOptions = field(default_factory=BackendOptions)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -122,13 +132,16 @@ class Estimator:
         Options.
     clock : Clock
         What tells the time.
+    family : FeatureFamily
+        Describes frames in place of the site's own family: a variant of it.
 
     Raises
     ------
-    ConfigError
-        When the site's feature family is not known here.
     MapError
-        When the site's retrieval model is not usable.
+        When the site was built with other models than are here, or one of its own is
+        missing or was changed.
+    ModelError
+        When one of its networks cannot be used.
     """
 
     def __init__(
@@ -138,32 +151,35 @@ class Estimator:
         camera: CameraModel,
         options: EstimatorOptions | None = None,
         clock: Clock | None = None,
+        family: FeatureFamily | None = None,
     ) -> None:
         self._site = site
         self._camera = camera
         self._options = options or EstimatorOptions()
         self._clock = clock or MonotonicClock()
-        self._family = get_family(site.manifest.family.name)
+        backend = self._options.backend
+        self._family = family or open_site_family(site, options=backend)
+        self._retrieval = open_site_retrieval(site, options=backend)
         try:
-            self._vlad = VladModel.from_arrays(site.retrieval_arrays)
             self._coarse = CoarseCalibration.from_arrays(site.retrieval_arrays)
         except ValueError as exc:
             raise MapError(f"{site.path}: {exc}; build the site again") from exc
-        if self._vlad.dim != site.keyframes.global_descriptors.shape[1]:
-            raise MapError(
-                f"{site.path}: global descriptors have "
-                f"{site.keyframes.global_descriptors.shape[1]} elements, the retrieval "
-                f"model makes {self._vlad.dim}; build the site again"
-            )
         structure = self._options.structure or structure_for(self._family)
         pnp = replace(structure.pnp, seed=self._options.seed)
         self._structure = replace(structure, pnp=pnp)
         self._tiles = TileCache(site, max_bytes=self._options.cache_bytes)
         self._timer = StageTimer(self._clock)
         self._last_fix: Rigid3 | None = None
+        self._failures = RepeatedWarning(_log, self._clock)
 
     def warm_up(self) -> None:
-        """Run every stage once, so that the first frame is not the slowest."""
+        """Run every stage once, so that the first frame is not the slowest.
+
+        Raises
+        ------
+        ModelError
+            When one of the site's networks fails.
+        """
         noise = np.random.default_rng(0).integers(
             0, 255, (self._camera.height, self._camera.width), dtype=np.uint8
         )
@@ -172,7 +188,7 @@ class Estimator:
         far = FrameBudget(
             start_ns=now_ns, deadline_ns=now_ns + 10**12, clock=self._clock
         )
-        self.explain(frame, far)
+        self._trace(frame, far)
         self._relocalize_a_keyframe()
         self._last_fix = None
         self._timer = StageTimer(self._clock)
@@ -197,6 +213,7 @@ class Estimator:
         features = Features(
             keypoints=pixels[usable].astype(np.float32),
             scores=np.ones(len(first_rows), np.float32),
+            sigmas=np.ones(len(first_rows), np.float32),
             descriptors=seen.descriptors[first_rows],
         )
         query = Query(
@@ -224,7 +241,12 @@ class Estimator:
     ) -> tuple[PoseEstimate, FrameTrace]:
         """Return the answer and how it came about."""
         self._timer.start_frame()
-        trace = self._trace(frame, budget)
+        try:
+            trace = self._trace(frame, budget)
+        except ModelError as exc:
+            self._failures.warn(str(exc))
+            lost = replace(_LOST, cause=Cause.BACKEND_ERROR)
+            trace = FrameTrace(candidates={"LOST": lost})
         self._timer.end_frame()
         candidate = self._best(trace)
         if candidate.status is PoseStatus.LOCALIZED and not self._options.cold:
@@ -255,7 +277,7 @@ class Estimator:
         return False
 
     def _trace(self, frame: Frame, budget: FrameBudget) -> FrameTrace:
-        if not self._affordable(budget, "features"):
+        if not self._affordable(budget, "preprocess", "features", "retrieve"):
             return FrameTrace(candidates={"LOST": replace(_LOST, cause=Cause.DEADLINE)})
         query = self._describe(frame)
         if len(query.features) == 0:
@@ -284,19 +306,28 @@ class Estimator:
 
     def _describe(self, frame: Frame) -> Query:
         spec = self._site.manifest.family
+        with self._timer.stage("preprocess"):
+            prepared = prepare_image(
+                frame.image, self._family, max_side_px=spec.max_side_px
+            )
         with self._timer.stage("features"):
-            features = extract_features(
-                frame.image,
+            features = extract_prepared(
+                prepared,
                 self._family,
                 max_keypoints=self._options.max_keypoints or spec.max_keypoints,
-                max_side_px=spec.max_side_px,
             )
             descriptors = self._family.decode(features.descriptors)
+        global_descriptor = np.zeros(self._retrieval.dim, np.float32)
+        if len(features):
+            with self._timer.stage("retrieve"):
+                global_descriptor = self._retrieval.global_descriptor(
+                    frame.image, descriptors
+                )
         return Query(
             camera=self._camera,
             features=features,
             descriptors=descriptors,
-            global_descriptor=self._vlad.describe(descriptors),
+            global_descriptor=global_descriptor,
         )
 
     def _retrieve(self, query: Query) -> RetrievalResult:
@@ -327,6 +358,7 @@ class Estimator:
 
     def _relocalize(self, query: Query, retrieved: RetrievalResult) -> Candidate:
         """Try the best few keyframes, and all of them where those do not carry far."""
+        comparison = LandmarkComparison(query.descriptors, self._family.decode)
         try:
             first = self._options.num_first
             if first < len(retrieved):
@@ -334,19 +366,21 @@ class Estimator:
                     keyframe_ids=retrieved.keyframe_ids[:first],
                     scores=retrieved.scores[:first],
                 )
-                candidate = self._match_and_solve(query, few)
+                candidate = self._match_and_solve(query, few, comparison)
                 if (
                     candidate.status is PoseStatus.LOCALIZED
                     and candidate.num_inliers >= self._options.num_enough
                 ):
                     return candidate
-            return self._match_and_solve(query, retrieved)
+            return self._match_and_solve(query, retrieved, comparison)
         except TileMissingError:
             return replace(_LOST, cause=Cause.TILE_MISSING)
         except TileFormatError:
             return replace(_LOST, cause=Cause.TILE_CORRUPT)
 
-    def _match_and_solve(self, query: Query, retrieved: RetrievalResult) -> Candidate:
+    def _match_and_solve(
+        self, query: Query, retrieved: RetrievalResult, comparison: LandmarkComparison
+    ) -> Candidate:
         def load_local_map(keyframe_ids: IntArray) -> LocalMap:
             with self._timer.stage("local_map"):
                 return assemble_local_map(self._tiles.load, self._site, keyframe_ids)
@@ -365,7 +399,7 @@ class Estimator:
                     keyframes.index_of(retrieved.keyframe_ids)
                 ),
                 load_local_map=load_local_map,
-                decode=self._family.decode,
+                comparison=comparison,
                 covariance_scale=self._site.manifest.covariance_scale,
                 options=self._structure,
             )

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from edgeloc.errors import MapError
 from edgeloc.tiles.codec import MAX_COORDINATE, MAX_COUNT, MAX_IDS
 from edgeloc.tiles.layout import KeyframeTable, LandmarkTable, SiteContents
-from edgeloc.tiles.manifest import DESCRIPTOR_DTYPES
+from edgeloc.tiles.manifest import DESCRIPTOR_DTYPES, MODEL_ROLES
 from edgeloc.types import Float32Array, FloatArray, IntArray
 
 
@@ -154,6 +154,10 @@ def check_contents(contents: SiteContents) -> None:
     _require(
         np.all((visible[1:] > visible[:-1]) | begins[1:-1]),
         "visible_landmark_idx must ascend within each keyframe",
+    )
+    _require(
+        set(contents.models) <= set(MODEL_ROLES),
+        f"models are for {' and '.join(MODEL_ROLES)}, not {', '.join(contents.models)}",
     )
     for name, array in contents.retrieval_arrays.items():
         _require(

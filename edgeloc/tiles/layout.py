@@ -36,6 +36,25 @@ class FamilySpec:
     max_side_px: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SiteModel:
+    """A network that a site carries, as `edgeloc.inference.manifest` reads it.
+
+    Parameters
+    ----------
+    name : str
+        In its manifest.
+    manifest : bytes
+        The manifest, which names its network as the site does (`MODEL_NETWORKS`).
+    network : bytes
+        The ONNX file.
+    """
+
+    name: str
+    manifest: bytes
+    network: bytes
+
+
 def _centers(R: FloatArray, t: FloatArray) -> FloatArray:
     return np.asarray(-np.einsum("kji,kj->ki", R, t))
 
@@ -98,7 +117,7 @@ class LandmarkTable:
     points3D : ndarray of shape (P, 3), float64
         Positions in the world, m.
     sigmas : ndarray of shape (P,), float32
-        Standard deviation of the position (isotropic equivalent), m.
+        Standard deviation of the position across the line of sight, along each axis, m.
     num_observations : ndarray of shape (P,), int64
         Mapping images in which the landmark was measured.
     descriptor_offsets : ndarray of shape (P + 1,), int64
@@ -143,6 +162,8 @@ class SiteContents:
         The retrieval model's arrays (float32), see `edgeloc.features.retrieve`.
     rungs : tuple of str
         Names of the `Rung` members that the site carries data for.
+    models : mapping of str to SiteModel
+        Networks that the site was built with, by role: "features", "retrieval".
     covariance_scale : float
         What the covariance of a fix is multiplied with, learned at build time.
     gravity_in_world : tuple of 3 float or None
@@ -164,6 +185,7 @@ class SiteContents:
     visible_landmark_idx: IntArray
     retrieval_arrays: Mapping[str, Float32Array]
     rungs: tuple[str, ...] = ("RELOCALIZE", "INTERPOLATE")
+    models: Mapping[str, SiteModel] = field(default_factory=dict)
     covariance_scale: float = 1.0
     gravity_in_world: tuple[float, float, float] | None = None
     geo_reference: Mapping[str, float] | None = None

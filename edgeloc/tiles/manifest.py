@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NoReturn
 
 import numpy as np
 
 from edgeloc.errors import TileFormatError
+from edgeloc.fields import Field, parse_json
 from edgeloc.tiles.codec import MAX_COORDINATE, MAX_IDS
 from edgeloc.tiles.container import FORMAT_VERSION
 from edgeloc.tiles.layout import FamilySpec, SiteContents
@@ -26,10 +25,11 @@ from edgeloc.types import CameraModel, Rung
 SITE_FILE = "site.json"
 INDEX_FILE = "index.bin"
 TILE_FOLDER = "tiles"
+MODEL_FOLDER = "models"
+MODEL_ROLES = ("features", "retrieval")
 FORMAT_NAME = "edgeloc-site"
 MAX_SITE_JSON_BYTES = 64 << 20
 MAX_FILE_BYTES = 1 << 40
-MAX_TEXT = 4096
 MAX_TILES = 10**6
 MAP_ID_CHARS = 16
 DESCRIPTOR_DTYPES: Mapping[str, str] = MappingProxyType(
@@ -76,6 +76,52 @@ class FileEntry:
     sha256: str
 
 
+def model_manifest_name(role: str) -> str:
+    """Return the name of a model's manifest within the site."""
+    return f"{MODEL_FOLDER}/{role}.json"
+
+
+def model_network_name(role: str) -> str:
+    """Return the name of a model's ONNX file within the site."""
+    return f"{MODEL_FOLDER}/{role}.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFile:
+    """One file of a model.
+
+    Parameters
+    ----------
+    file : str
+        Name within the site.
+    num_bytes : int
+        Size.
+    sha256 : str
+        Of the whole file, checked before the model is used.
+    """
+
+    file: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """A network that the site carries.
+
+    Parameters
+    ----------
+    name : str
+        In its manifest.
+    manifest, network : ModelFile
+        Its two files.
+    """
+
+    name: str
+    manifest: ModelFile
+    network: ModelFile
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileEntry:
     """One row of the tile table.
@@ -113,6 +159,8 @@ class SiteManifest:
     name, metric, cameras, family, rungs, covariance_scale, gravity_in_world,
     geo_reference, build
         As in `SiteContents`.
+    models : mapping of str to ModelEntry
+        Networks that the site carries, by role.
     tiles : tuple of TileEntry
         The tile table.
     index : FileEntry
@@ -139,6 +187,7 @@ class SiteManifest:
     gravity_in_world: tuple[float, float, float] | None
     geo_reference: Mapping[str, float] | None
     build: Mapping[str, str | int | float]
+    models: Mapping[str, ModelEntry]
     tiles: tuple[TileEntry, ...]
     index: FileEntry
     num_keyframes: int
@@ -158,70 +207,8 @@ class SiteManifest:
         return tuple(sorted(self.cameras))
 
 
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxstring = 1, 2, 4, 60
-
-
-@dataclass(frozen=True, slots=True)
-class _Field:
-    """A JSON value and where it stands, to be taken only as what it should be."""
-
-    name: str
-    value: object
-
-    def fail(self, expected: str) -> NoReturn:
-        shown = _SHORT.repr(self.value)
-        raise TileFormatError(f"{self.name} is {shown}, expected {expected}")
-
-    def text(self) -> str:
-        if not isinstance(self.value, str) or len(self.value) > MAX_TEXT:
-            self.fail(f"text of at most {MAX_TEXT} characters")
-        return self.value
-
-    def flag(self) -> bool:
-        if not isinstance(self.value, bool):
-            self.fail("true or false")
-        return self.value
-
-    def integer(self, low: int, high: int) -> int:
-        value = self.value
-        # bool is an int to Python, not to JSON.
-        if not isinstance(value, int) or isinstance(value, bool):
-            self.fail("an integer")
-        if not low <= value <= high:
-            self.fail(f"an integer from {low} to {high}")
-        return value
-
-    def number(self, low: float, high: float) -> float:
-        value = self.value
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            self.fail("a number")
-        if not low <= value <= high:
-            self.fail(f"a number from {low:g} to {high:g}")
-        return float(value)
-
-    def items(self, count: int | None = None) -> list[_Field]:
-        if not isinstance(self.value, list) or (
-            count is not None and len(self.value) != count
-        ):
-            self.fail("a list" if count is None else f"a list of {count}")
-        return [_Field(f"{self.name}[{i}]", v) for i, v in enumerate(self.value)]
-
-    def members(self, keys: Collection[str] | None = None) -> dict[str, _Field]:
-        if not isinstance(self.value, dict):
-            self.fail("an object")
-        prefix = f"{self.name}." if self.name else ""
-        if keys is not None and self.value.keys() != set(keys):
-            wrong = sorted(set(keys) ^ self.value.keys())[0]
-            state = "is missing" if wrong in keys else "is not a field of the format"
-            raise TileFormatError(f"{prefix}{_SHORT.repr(wrong)[1:-1]} {state}")
-        return {key: _Field(f"{prefix}{key}", v) for key, v in self.value.items()}
-
-    def vector(self, limit: float) -> tuple[float, float, float]:
-        x, y, z = (item.number(-limit, limit) for item in self.items(3))
-        return x, y, z
-
-
+_MODEL_FILE_KEYS = ("file", "bytes", "sha256")
+_MODEL_KEYS = ("name", "manifest", "network")
 _FILE_KEYS = ("file", "bytes", "crc32", "sha256")
 _COUNT_KEYS = ("num_landmarks", "num_descriptors", "num_keyframes", "num_visible")
 _TILE_KEYS = (*_FILE_KEYS, "box_min", "box_max", "first_point3D_id", *_COUNT_KEYS)
@@ -274,6 +261,18 @@ def _file_document(entry: FileEntry) -> dict[str, object]:
     }
 
 
+def _model_file_document(entry: ModelFile) -> dict[str, object]:
+    return {"file": entry.file, "bytes": entry.num_bytes, "sha256": entry.sha256}
+
+
+def _model_document(entry: ModelEntry) -> dict[str, object]:
+    return {
+        "name": entry.name,
+        "manifest": _model_file_document(entry.manifest),
+        "network": _model_file_document(entry.network),
+    }
+
+
 def _tile_document(entry: TileEntry) -> dict[str, object]:
     return {
         **_file_document(entry.file),
@@ -285,7 +284,11 @@ def _tile_document(entry: TileEntry) -> dict[str, object]:
 
 
 def encode_manifest(
-    contents: SiteContents, *, index: FileEntry, tiles: Sequence[TileEntry]
+    contents: SiteContents,
+    *,
+    index: FileEntry,
+    tiles: Sequence[TileEntry],
+    models: Mapping[str, ModelEntry],
 ) -> bytes:
     """Return the text of site.json.
 
@@ -297,6 +300,8 @@ def encode_manifest(
         The index that was made of it.
     tiles : sequence of TileEntry
         The tiles that were made of it.
+    models : mapping of str to ModelEntry
+        The models that were copied of it.
 
     Returns
     -------
@@ -309,8 +314,12 @@ def encode_manifest(
         When JSON cannot say it.
     """
     gravity, geo = contents.gravity_in_world, contents.geo_reference
+    carried: dict[str, object] = {}
+    if models:
+        carried["models"] = {role: _model_document(m) for role, m in models.items()}
     return seal(
         {
+            **carried,
             "format": FORMAT_NAME,
             "format_version": FORMAT_VERSION,
             "name": contents.name,
@@ -342,36 +351,45 @@ def encode_manifest(
     )
 
 
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _parse(raw: bytes) -> _Field:
-    try:
-        return _Field(
-            "", json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-        )
-    except (ValueError, RecursionError) as exc:
-        reason = str(exc).partition("\n")[0]
-        raise TileFormatError(f"is not JSON: {reason}") from exc
-
-
-def _decode_file(fields: Mapping[str, _Field], expected_name: str) -> FileEntry:
+def _decode_file(fields: Mapping[str, Field], expected_name: str) -> FileEntry:
     # The name follows from the format, so that no name can lead out of the folder.
     if fields["file"].value != expected_name:
         fields["file"].fail(repr(expected_name))
-    sha256 = fields["sha256"].text()
-    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
-        fields["sha256"].fail("64 lower-case hexadecimal digits")
     return FileEntry(
         file=expected_name,
         num_bytes=fields["bytes"].integer(0, MAX_FILE_BYTES),
         crc32=fields["crc32"].integer(0, 2**32 - 1),
-        sha256=sha256,
+        sha256=fields["sha256"].sha256(),
     )
 
 
-def _decode_tiles(field: _Field) -> tuple[TileEntry, ...]:
+def _decode_model_file(field: Field, expected_name: str) -> ModelFile:
+    fields = field.members(_MODEL_FILE_KEYS)
+    if fields["file"].value != expected_name:
+        fields["file"].fail(repr(expected_name))
+    return ModelFile(
+        file=expected_name,
+        num_bytes=fields["bytes"].integer(1, MAX_FILE_BYTES),
+        sha256=fields["sha256"].sha256(),
+    )
+
+
+def _decode_models(field: Field) -> Mapping[str, ModelEntry]:
+    members = field.members((), optional=MODEL_ROLES)
+    if not members:
+        field.fail("at least one model, or no such field")
+    models = {}
+    for role, member in members.items():
+        fields = member.members(_MODEL_KEYS)
+        models[role] = ModelEntry(
+            name=fields["name"].text(),
+            manifest=_decode_model_file(fields["manifest"], model_manifest_name(role)),
+            network=_decode_model_file(fields["network"], model_network_name(role)),
+        )
+    return MappingProxyType(models)
+
+
+def _decode_tiles(field: Field) -> tuple[TileEntry, ...]:
     items = field.items()
     if not 1 <= len(items) <= MAX_TILES:
         field.fail(f"1 to {MAX_TILES} tiles")
@@ -403,7 +421,7 @@ def _decode_tiles(field: _Field) -> tuple[TileEntry, ...]:
     return tuple(tiles)
 
 
-def _decode_camera(field: _Field) -> CameraModel:
+def _decode_camera(field: Field) -> CameraModel:
     fields = field.members(_CAMERA_KEYS)
     params = tuple(p.number(-1e9, 1e9) for p in fields["params"].items())
     try:
@@ -417,35 +435,32 @@ def _decode_camera(field: _Field) -> CameraModel:
         raise TileFormatError(f"{field.name}: {exc}") from exc
 
 
-def _decode_cameras(field: _Field) -> Mapping[str, CameraModel]:
+def _decode_cameras(field: Field) -> Mapping[str, CameraModel]:
     members = field.members()
     if not members:
         field.fail("at least one camera")
     return MappingProxyType({key: _decode_camera(f) for key, f in members.items()})
 
 
-def _decode_family(field: _Field) -> FamilySpec:
+def _decode_family(field: Field) -> FamilySpec:
     fields = field.members(_FAMILY_KEYS)
-    dtype = fields["stored_dtype"].text()
-    if dtype not in DESCRIPTOR_DTYPES:
-        fields["stored_dtype"].fail(f"one of {', '.join(DESCRIPTOR_DTYPES)}")
     return FamilySpec(
         name=fields["name"].text(),
-        stored_dtype=dtype,
+        stored_dtype=fields["stored_dtype"].choice(DESCRIPTOR_DTYPES),
         stored_dim=fields["stored_dim"].integer(1, 2**16),
         max_keypoints=fields["max_keypoints"].integer(1, 2**24),
         max_side_px=fields["max_side_px"].integer(0, 2**20),
     )
 
 
-def _decode_rungs(field: _Field) -> tuple[str, ...]:
+def _decode_rungs(field: Field) -> tuple[str, ...]:
     rungs = tuple(item.text() for item in field.items())
     if len(set(rungs)) != len(rungs) or not set(rungs) <= set(Rung.__members__):
         field.fail(f"different ones of {', '.join(Rung.__members__)}")
     return rungs
 
 
-def _decode_gravity(field: _Field) -> tuple[float, float, float] | None:
+def _decode_gravity(field: Field) -> tuple[float, float, float] | None:
     if field.value is None:
         return None
     gravity = field.vector(1.0)
@@ -454,7 +469,7 @@ def _decode_gravity(field: _Field) -> tuple[float, float, float] | None:
     return gravity
 
 
-def _decode_geo_reference(field: _Field) -> Mapping[str, float] | None:
+def _decode_geo_reference(field: Field) -> Mapping[str, float] | None:
     if field.value is None:
         return None
     fields = field.members(_GEO_LIMITS)
@@ -463,7 +478,7 @@ def _decode_geo_reference(field: _Field) -> Mapping[str, float] | None:
     )
 
 
-def _decode_build(field: _Field) -> Mapping[str, str | int | float]:
+def _decode_build(field: Field) -> Mapping[str, str | int | float]:
     facts: dict[str, str | int | float] = {}
     for key, fact in field.members().items():
         if isinstance(fact.value, str):
@@ -475,7 +490,7 @@ def _decode_build(field: _Field) -> Mapping[str, str | int | float]:
     return MappingProxyType(facts)
 
 
-def _decode_shapes(field: _Field) -> Mapping[str, tuple[int, ...]]:
+def _decode_shapes(field: Field) -> Mapping[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in field.members().items():
         items = shape.items()
@@ -506,16 +521,16 @@ def decode_manifest(raw: bytes) -> SiteManifest:
         With the field that is wrong, or when the text is not canonical or does not
         have the hash that its `map_id` says.
     """
-    root = _parse(raw)
+    root = parse_json(raw, TileFormatError)
     top = root.members()
     # Before anything that a later version might change.
-    kind = top.get("format", _Field("format", None))
+    kind = top.get("format", Field("format", None, TileFormatError))
     if kind.text() != FORMAT_NAME:
         kind.fail(repr(FORMAT_NAME))
-    version = top.get("format_version", _Field("format_version", None))
+    version = top.get("format_version", Field("format_version", None, TileFormatError))
     if version.integer(0, 2**53) != FORMAT_VERSION:
         version.fail(f"{FORMAT_VERSION}, all that this edgeloc reads")
-    fields = root.members(_SITE_KEYS)
+    fields = root.members(_SITE_KEYS, optional=("models",))
     if fields["conventions"].value != dict(CONVENTIONS):
         fields["conventions"].fail("those of the format")
     tiles = _decode_tiles(fields["tiles"])
@@ -523,17 +538,25 @@ def decode_manifest(raw: bytes) -> SiteManifest:
     num_keyframes = fields["num_keyframes"].integer(1, MAX_IDS)
     if sum(tile.num_keyframes for tile in tiles) != num_keyframes:
         fields["num_keyframes"].fail("the sum over the tiles")
+    models = _decode_models(fields["models"]) if "models" in fields else {}
+    family = _decode_family(fields["family"])
+    if "features" in models and models["features"].name != family.name:
+        raise TileFormatError(
+            f"family.name is {family.name!r}, models.features.name "
+            f"{models['features'].name!r}"
+        )
     manifest = SiteManifest(
         map_id=fields["map_id"].text(),
         name=fields["name"].text(),
         metric=fields["metric"].flag(),
         cameras=_decode_cameras(fields["cameras"]),
-        family=_decode_family(fields["family"]),
+        family=family,
         rungs=_decode_rungs(fields["rungs"]),
         covariance_scale=fields["covariance_scale"].number(1e-9, 1e9),
         gravity_in_world=_decode_gravity(fields["gravity_in_world"]),
         geo_reference=_decode_geo_reference(fields["geo_reference"]),
         build=_decode_build(fields["build"]),
+        models=MappingProxyType(dict(models)),
         tiles=tiles,
         index=index,
         num_keyframes=num_keyframes,
@@ -542,7 +565,8 @@ def decode_manifest(raw: bytes) -> SiteManifest:
         format_version=FORMAT_VERSION,
         total_bytes=len(raw)
         + index.num_bytes
-        + sum(tile.file.num_bytes for tile in tiles),
+        + sum(tile.file.num_bytes for tile in tiles)
+        + sum(m.manifest.num_bytes + m.network.num_bytes for m in models.values()),
     )
     document = {key: field.value for key, field in fields.items()}
     try:

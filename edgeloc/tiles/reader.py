@@ -19,6 +19,7 @@ from edgeloc.tiles.manifest import (
     MAX_SITE_JSON_BYTES,
     SITE_FILE,
     FileEntry,
+    ModelFile,
     SiteManifest,
     TileEntry,
     decode_manifest,
@@ -72,6 +73,27 @@ def _read_file(folder: Path, entry: FileEntry, *, verify: bool) -> bytes:
     return data
 
 
+def _check_model_file(folder: Path, entry: ModelFile) -> Path:
+    """Return the path of a model's file, which is as it was when the site was made."""
+    path = folder / entry.file
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            while size == entry.num_bytes and (block := file.read(1 << 20)):
+                digest.update(block)
+    except OSError as exc:
+        raise MapError(
+            f"{path}: cannot be read ({exc.strerror}); copy the site again"
+        ) from exc
+    with _in_file(path):
+        if size != entry.num_bytes:
+            raise TileFormatError(f"has {size} bytes, site.json says {entry.num_bytes}")
+        if digest.hexdigest() != entry.sha256:
+            raise TileFormatError("does not have the SHA-256 that site.json says")
+    return path
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Site:
     """An open site: what is resident, and how to read tiles.
@@ -95,6 +117,27 @@ class Site:
     keyframes: KeyframeTable
     keyframe_tile_idx: IntArray
     retrieval_arrays: Mapping[str, Float32Array]
+
+    def model_manifest(self, role: str) -> Path:
+        """Return the manifest of a network that the site carries, both files checked.
+
+        Parameters
+        ----------
+        role : {"features", "retrieval"}
+            One of `SiteManifest.models`.
+
+        Returns
+        -------
+        Path
+
+        Raises
+        ------
+        MapError
+            When one of the two files is missing or was changed.
+        """
+        entry = self.manifest.models[role]
+        _check_model_file(self.path, entry.network)
+        return _check_model_file(self.path, entry.manifest)
 
     def read_tile(self, tile_idx: int, *, verify: bool = False) -> Tile:
         """Return one tile, from disk.
@@ -187,6 +230,8 @@ def open_site(path: Path, *, verify: bool = False) -> Site:
     if verify:
         for tile_idx in range(len(manifest.tiles)):
             site.read_tile(tile_idx, verify=True)
+        for role in manifest.models:
+            site.model_manifest(role)
     return site
 
 

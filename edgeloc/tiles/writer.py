@@ -20,13 +20,18 @@ from edgeloc.tiles.layout import LandmarkTable, SiteContents, Tile
 from edgeloc.tiles.manifest import (
     INDEX_FILE,
     MAX_TILES,
+    MODEL_FOLDER,
     SITE_FILE,
     TILE_FOLDER,
     FileEntry,
+    ModelEntry,
+    ModelFile,
     SiteManifest,
     TileEntry,
     decode_manifest,
     encode_manifest,
+    model_manifest_name,
+    model_network_name,
     tile_file_name,
 )
 from edgeloc.tiles.partition import Partition, divide
@@ -149,6 +154,29 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def _write_models(folder: Path, contents: SiteContents) -> dict[str, ModelEntry]:
+    """Copy the networks; return their entries by role."""
+
+    def write(name: str, data: bytes) -> ModelFile:
+        _write_file(folder / name, data)
+        digest = hashlib.sha256(data).hexdigest()
+        return ModelFile(file=name, num_bytes=len(data), sha256=digest)
+
+    if not contents.models:
+        return {}
+    (folder / MODEL_FOLDER).mkdir()
+    entries = {
+        role: ModelEntry(
+            name=model.name,
+            manifest=write(model_manifest_name(role), model.manifest),
+            network=write(model_network_name(role), model.network),
+        )
+        for role, model in contents.models.items()
+    }
+    _sync_folder(folder / MODEL_FOLDER)
+    return entries
+
+
 def _write_contents(
     folder: Path, contents: SiteContents, divided: list[tuple[IntArray, IntArray]]
 ) -> SiteManifest:
@@ -173,7 +201,12 @@ def _write_contents(
     crc32 = unpack(index, FileKind.INDEX, index_file.TAGS).crc32
     index_entry = _file_entry(INDEX_FILE, index, crc32)
     _write_file(folder / INDEX_FILE, index)
-    site_json = encode_manifest(contents, index=index_entry, tiles=entries)
+    site_json = encode_manifest(
+        contents,
+        index=index_entry,
+        tiles=entries,
+        models=_write_models(folder, contents),
+    )
     # What no reader would accept is not written.
     manifest = decode_manifest(site_json)
     index_file.decode_index(index, manifest)
@@ -233,7 +266,7 @@ def write_site(
     """Write a site folder; the same contents give the same bytes.
 
     The folder appears under its name when it is complete and on disk, or not at all;
-    a site that was there before is replaced as a whole, `models/` included.
+    a site that was there before is replaced as a whole.
 
     Parameters
     ----------

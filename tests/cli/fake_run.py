@@ -31,7 +31,10 @@ def open_site(path):
     return SimpleNamespace(
         path=path,
         manifest=SimpleNamespace(
-            cameras=cameras, map_id="fake", family=SimpleNamespace(name="orb")
+            cameras=cameras,
+            map_id="fake",
+            family=SimpleNamespace(name="orb"),
+            models={},
         ),
     )
 
@@ -46,6 +49,7 @@ class EstimatorOptions:
     method: str = "auto"
     cold: bool = False
     max_keypoints: int | None = None
+    backend: object = None
     seed: int = 0
 
 

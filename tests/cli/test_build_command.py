@@ -18,7 +18,7 @@ from edgeloc_tools.cli import build
 from edgeloc_tools.datasets.registry import open_recording
 from edgeloc_tools.synth.record import Capture, camera_json, make_recording
 
-COMMANDS = ("map", "sfm", "synth", "verify", "inspect")
+COMMANDS = ("map", "sfm", "quantize", "synth", "verify", "inspect")
 QUICK = ("--max-keypoints", "300")
 
 

@@ -26,7 +26,8 @@ def test_report_names_what_the_design_asks_for(capsys):
     expected = {
         *("python", "platform", "edgeloc", "numpy", "cv2", "onnxruntime", "scipy"),
         *("msgpack", "poselib", "yaml", "tensorrt", "tensorrt_rtx", "pycuda"),
-        *("pycolmap", "torch", "onnxruntime providers", "opencv ffmpeg"),
+        *("pycolmap", "torch", "backend auto", "backend ort-cpu"),
+        *("backend tensorrt", "opencv ffmpeg"),
         *("opencv gstreamer", "opencv v4l/v4l2", "cpu features", "cores", "memory"),
         *("jetson", "clock", "sleep jitter", "real-time priority"),
     }
@@ -34,7 +35,9 @@ def test_report_names_what_the_design_asks_for(capsys):
     assert any(name.startswith(("cameras", "/dev/video")) for name in findings)
     assert findings["numpy"]["value"] == np.__version__
     assert findings["opencv ffmpeg"]["status"] == "ok"
-    assert "CPUExecutionProvider" in findings["onnxruntime providers"]["value"]
+    assert findings["backend ort-cpu"]["value"] == "there"
+    assert findings["backend tensorrt"]["status"] == "missing"
+    assert any(name.startswith("model") for name in findings)
     for finding in findings.values():
         assert finding["status"] in {"ok", "warn", "missing"}
         if finding["status"] != "ok":

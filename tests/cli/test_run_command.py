@@ -152,6 +152,7 @@ def test_missing_camera_is_exit_5(edgeloc_run, site, camera):
         ((), "--camera SOURCE is missing (or use --demo); --map SITE is missing"),
         (("--camera",), "argument --camera: expected one argument"),
         (("--demo", "--emit", "later"), "--emit must be one of asap, fixed"),
+        (("--demo", "--threads", "0"), "--threads must be from 1 to 256, got '0'"),
     ],
 )
 def test_usage_errors_are_exit_2(edgeloc_run, arguments, part):

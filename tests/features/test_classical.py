@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from edgeloc.errors import ConfigError
-from edgeloc.features.classical import get_family
 from edgeloc.features.extract import extract_features
 from edgeloc.features.match import MatchOptions, match_descriptors
+from edgeloc.features.registry import open_family
 
 
 def texture(rng, height=240, width=320):
@@ -21,7 +21,7 @@ def texture(rng, height=240, width=320):
 
 @pytest.fixture(params=["orb", "sift"])
 def family(request):
-    return get_family(request.param)
+    return open_family(request.param)
 
 
 def test_a_shift_moves_keypoints_by_as_much(family, rng):
@@ -51,12 +51,24 @@ def test_strongest_first_and_no_more_than_asked(family, rng):
     assert np.all(np.diff(features.scores) <= 0)
 
 
+def test_orb_tells_which_keypoints_are_coarse(rng):
+    """A keypoint of pyramid level k is a pixel of that level, 1.2^k px; scaled back."""
+    image = texture(rng, 480, 640)
+    orb = open_family("orb")
+    features = extract_features(image, orb, max_keypoints=800)
+    level = np.log(features.sigmas) / np.log(1.2)
+    np.testing.assert_allclose(level, np.round(level), atol=1e-4)
+    assert set(np.round(level).astype(int)) == set(range(8))
+    small = extract_features(image, orb, max_keypoints=800, max_side_px=320)
+    assert small.sigmas.min() == pytest.approx(2.0)
+
+
 def test_keypoint_of_a_blob_is_at_its_centre():
     """Corner convention: a blob centred on pixel (100, 60) lies at (100.5, 60.5)."""
     rows, cols = np.mgrid[0:120, 0:200].astype(np.float32)
     blob = np.exp(-((cols - 100) ** 2 + (rows - 60) ** 2) / (2 * 4.0**2))
     image = (40 + 200 * blob).astype(np.uint8)
-    features = extract_features(image, get_family("sift"), max_keypoints=50)
+    features = extract_features(image, open_family("sift"), max_keypoints=50)
     distance = np.linalg.norm(features.keypoints - [100.5, 60.5], axis=1)
     assert distance.min() < 0.1
 
@@ -68,7 +80,7 @@ def test_orb_has_no_bias_between_scales(rng):
     """
     image = texture(rng, 480, 640)
     big = cv2.resize(image, (1280, 960), interpolation=cv2.INTER_CUBIC)
-    orb = get_family("orb")
+    orb = open_family("orb")
     a = extract_features(image, orb, max_keypoints=1500)
     b = extract_features(big, orb, max_keypoints=4000)
     idx_a, idx_b, _ = match_descriptors(
@@ -113,11 +125,11 @@ def test_a_blank_image_has_no_features(family):
 
 def test_an_unknown_family_is_named():
     with pytest.raises(ConfigError, match="'surf' is unknown, expected orb, sift"):
-        get_family("surf")
+        open_family("surf")
 
 
 def test_orb_product_is_hamming_distance(rng):
     stored = rng.integers(0, 256, (2, 32), dtype=np.uint8)
-    decoded = get_family("orb").decode(stored)
+    decoded = open_family("orb").decode(stored)
     hamming = int(np.unpackbits(stored[0] ^ stored[1]).sum())
     assert decoded[0] @ decoded[1] == pytest.approx(1 - hamming / 128)

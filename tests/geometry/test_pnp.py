@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from geometry_cases import CAMERAS, Scene, make_scene, pose_error
@@ -101,21 +103,18 @@ def test_the_same_seed_gives_the_same_bits(backend, rng):
     assert first.covariance.tobytes() == second.covariance.tobytes()
 
 
-@pytest.mark.parametrize("inlier_error_px", [None, 1.5])
-def test_the_mask_belongs_to_the_refined_pose(inlier_error_px, backend, rng):
+def test_the_mask_belongs_to_the_refined_pose(backend, rng):
     scene = make_scene(rng, num_points=300, outlier_ratio=0.5, noise_px=1.5)
     result = estimate_pose(
         scene.matches(rng),
         scene.camera,
-        options=PnpOptions(
-            backend=backend, inlier_error_px=inlier_error_px, adapt_to_noise=False
-        ),
+        options=PnpOptions(backend=backend, adapt_to_noise=False),
     )
     pixels, seen = project(
         scene.camera, result.cam_from_world.transform(scene.points3D)
     )
     errors_px = np.linalg.norm(pixels - scene.points2D, axis=1)
-    expected = seen & (errors_px <= (inlier_error_px or 4.0))
+    expected = seen & (errors_px <= 4.0)
     np.testing.assert_array_equal(result.inlier_mask, expected)
     assert result.num_inliers == expected.sum()
     assert result.reproj_rmse_px == pytest.approx(
@@ -131,6 +130,25 @@ def test_the_mask_belongs_to_the_refined_pose(inlier_error_px, backend, rng):
     assert np.linalg.norm(difference) < 0.02 * np.linalg.norm(again.covariance)
 
 
+def test_fine_points_must_agree_more_closely_than_coarse_ones(backend, rng):
+    """Points off by 1.5 px are inliers where that is their noise, only there."""
+    scene = make_scene(rng, num_points=200, noise_px=0.0)
+    spreads = np.where(np.arange(200) % 2, 5.0, 1.0)
+    moved = scene.points2D + 0.2 * spreads[:, None] * rng.normal(size=(200, 2))
+    off = np.arange(200) < 40
+    moved[off] = scene.points2D[off] + [1.5, 0.0]
+    scene = replace(scene, points2D=moved)
+    result = estimate_pose(
+        scene.matches(rng),
+        scene.camera,
+        options=PnpOptions(backend=backend),
+        pixel_sigmas=spreads,
+    )
+    assert not result.inlier_mask[off & (spreads == 1.0)].any()
+    assert result.inlier_mask[off & (spreads == 5.0)].all()
+    assert result.inlier_mask[~off].mean() > 0.95
+
+
 def test_sigmas_of_the_points_reach_the_covariance(backend, rng):
     sigmas = np.full(100, 0.02)
     scene = make_scene(rng, num_points=100, noise_px=0.3, point_sigmas=sigmas)
@@ -140,6 +158,8 @@ def test_sigmas_of_the_points_reach_the_covariance(backend, rng):
     )
     xi = log_se3(scene.cam_from_world @ told.cam_from_world.inverse())
     assert xi @ np.linalg.solve(told.covariance, xi) < 22.5
+    with pytest.raises(ValueError, match=r"pixel_sigmas of shape \(3,\)"):
+        estimate_pose(scene.matches(rng), scene.camera, pixel_sigmas=np.ones(3))
     with pytest.raises(ValueError, match=r"point_sigmas of shape \(3,\)"):
         estimate_pose(scene.matches(rng), scene.camera, point_sigmas=np.ones(3))
 
@@ -317,7 +337,7 @@ def test_importing_does_not_load_poselib():
     [
         {"max_error_px": 0.0},
         {"max_error_px": float("nan")},
-        {"inlier_error_px": -1.0},
+        {"inlier_sigmas": -1.0},
         {"confidence": 1.0},
         {"max_iterations": 0},
         {"min_inliers": 3},

@@ -102,23 +102,50 @@ def test_the_nees_above_would_show_the_wrong_perturbation(rng):
 
 def test_larger_residuals_than_announced_widen_the_covariance(rng):
     scene = make_scene(rng, num_points=300, noise_px=3.0)
-    wide = RefineOptions(loss_scale_px=15.0)
-    honest = refine(scene, scene.cam_from_world, pixel_sigma_px=3.0, options=wide)
-    announced = refine(scene, scene.cam_from_world, pixel_sigma_px=1.0, options=wide)
+    honest = refine(
+        scene,
+        scene.cam_from_world,
+        pixel_sigmas=np.full(300, 3.0),
+        options=RefineOptions(loss_scale=5.0),
+    )
+    announced = refine(
+        scene, scene.cam_from_world, options=RefineOptions(loss_scale=15.0)
+    )
     ratio = np.diag(announced.covariance) / np.diag(honest.covariance)
     np.testing.assert_allclose(ratio, 1.0, atol=0.3)
 
 
 def test_smaller_residuals_than_announced_do_not_shrink_it(rng):
     scene = make_scene(rng, num_points=300, noise_px=0.0)
-    one = refine(scene, scene.cam_from_world, pixel_sigma_px=1.0)
-    two = refine(
-        scene,
-        scene.cam_from_world,
-        pixel_sigma_px=2.0,
-        options=RefineOptions(loss_scale_px=4.0),
-    )
+    one = refine(scene, scene.cam_from_world)
+    two = refine(scene, scene.cam_from_world, pixel_sigmas=np.full(300, 2.0))
     np.testing.assert_allclose(two.covariance, 4.0 * one.covariance, rtol=1e-6)
+
+
+def test_coarse_image_points_count_as_much_as_they_are_worth(rng):
+    """Told which points are noisy, the pose is better and its covariance honest."""
+    nees, told_m, untold_m = [], [], []
+    for _ in range(100):
+        spreads = rng.choice([0.5, 3.0], 200)
+        scene = make_scene(rng, num_points=200, noise_px=0.0)
+        noisy = scene.points2D + spreads[:, None] * rng.normal(size=(200, 2))
+        told, untold = (
+            refine_pose(
+                points2D=noisy,
+                points3D=scene.points3D,
+                camera=scene.camera,
+                cam_from_world=scene.cam_from_world,
+                pixel_sigmas=sigmas,
+            )
+            for sigmas in (spreads, None)
+        )
+        xi = log_se3(scene.cam_from_world @ told.cam_from_world.inverse())
+        nees.append(xi @ np.linalg.solve(told.covariance, xi))
+        told_m.append(pose_error(told.cam_from_world, scene.cam_from_world)[1])
+        untold_m.append(pose_error(untold.cam_from_world, scene.cam_from_world)[1])
+    low, high = chi2.ppf([0.01, 0.99], 600) / 100
+    assert low < np.mean(nees) < high
+    assert np.mean(told_m) < 0.9 * np.mean(untold_m)
 
 
 def test_outliers_hardly_move_the_pose(rng):
@@ -226,7 +253,7 @@ def test_agrees_with_pycolmap(rng):
     refined = refine(
         scene,
         nudge(rng, 0.01) @ truth,
-        options=RefineOptions(loss_scale_px=100.0, tolerance=1e-6),
+        options=RefineOptions(loss_scale=100.0, tolerance=1e-6),
     )
     matrix = np.asarray(peer["cam_from_world"].matrix())
     np.testing.assert_allclose(refined.cam_from_world.R, matrix[:, :3], atol=1e-6)
@@ -252,10 +279,13 @@ def test_wrong_arguments_are_refused(rng):
         refine(scene, scene.cam_from_world, point_sigmas=np.zeros(4))
     with pytest.raises(ValueError, match="and >= 0"):
         refine(scene, scene.cam_from_world, point_sigmas=np.full(5, -1.0))
-    with pytest.raises(ValueError, match=r"pixel_sigma_px=0\.0 must be > 0"):
-        refine(scene, scene.cam_from_world, pixel_sigma_px=0.0)
+    with pytest.raises(ValueError, match=r"pixel_sigmas of shape \(4,\) must be"):
+        refine(scene, scene.cam_from_world, pixel_sigmas=np.ones(4))
+    with pytest.raises(ValueError, match=r"\(5,\) and > 0"):
+        refine(scene, scene.cam_from_world, pixel_sigmas=np.zeros(5))
     for options in (
-        {"loss_scale_px": float("nan")},
+        {"loss_scale": float("nan")},
+        {"loss_scale": 0.5},
         {"max_iterations": 0},
         {"tolerance": -1.0},
     ):

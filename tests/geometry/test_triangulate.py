@@ -1,5 +1,7 @@
 """Points from many views."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,7 @@ def observe(points, views, rng, *, noise_px=0.0, depth_noise=None):
         track_idx=np.repeat(np.arange(len(points)), len(views)),
         view_idx=np.tile(np.arange(len(views)), len(points)),
         pixels=pixels + rng.normal(scale=max(noise_px, 1e-12), size=pixels.shape),
+        pixel_sigma=np.ones(len(pixels)),
         depth=depth,
         depth_sigma=sigma,
     )
@@ -109,17 +112,57 @@ def test_one_view_with_depth_is_a_point(points, rng):
     np.testing.assert_allclose(result.points3D, points, atol=1e-6)
 
 
+def test_a_coarse_observation_pulls_less(points, rng):
+    views = [look_from(x) for x in (-0.5, -0.2, 0.2, 0.5)]
+    exact = observe(points, views, rng)
+    coarse = exact.view_idx == 1
+    noise = rng.normal(scale=2.0, size=exact.pixels.shape) * coarse[:, None]
+    errors = []
+    for sigma in (1.0, 3.0):
+        observations = replace(
+            exact,
+            pixels=exact.pixels + noise,
+            pixel_sigma=np.where(coarse, sigma, 1.0),
+        )
+        result = triangulate_tracks(observations, views, TriangulationOptions())
+        off = np.linalg.norm(result.points3D - points, axis=1)[result.valid]
+        errors.append(np.median(off))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_two_views_take_their_noise_from_the_other_tracks(rng):
+    """Residuals of two views are chance: equally good points have equal sigmas."""
+    points = np.tile(rng.uniform([-1, -0.8, 4], [1, 0.8, 5], (1, 3)), (300, 1))
+    views = [look_from(x) for x in (-0.5, 0.0, 0.5)]
+    observations = observe(points, views, rng, noise_px=0.5)
+    two = (observations.track_idx < 150) & (observations.view_idx == 1)
+    observations = replace(
+        observations,
+        **{
+            name: getattr(observations, name)[~two]
+            for name in observations.__dataclass_fields__
+        },
+    )
+    result = triangulate_tracks(observations, views, TriangulationOptions())
+    pairs = result.sigmas[:150][result.valid[:150]]
+    assert pairs.max() < 2.5 * pairs.min()
+
+
 def test_sigma_says_how_far_off_points_are(rng):
-    """Mean squared error over three sigma squared is near 1 at known noise."""
+    """The median error across the line of sight is what sigma says, at known noise."""
     points = rng.uniform([-1, -0.8, 3], [1, 0.8, 6], (600, 3))
     views = [look_from(x) for x in np.linspace(-0.8, 0.8, 8)]
     result = triangulate_tracks(
         observe(points, views, rng, noise_px=1.0), views, TriangulationOptions()
     )
-    error2 = np.sum((result.points3D - points) ** 2, axis=1)[result.valid]
-    ratio = np.median(error2 / (3 * result.sigmas[result.valid] ** 2))
-    # The median of such a skewed quotient lies below its mean of 1.
-    assert 0.2 < ratio < 1.2
+    off = (result.points3D - points)[result.valid]
+    sight = points[result.valid] / np.linalg.norm(
+        points[result.valid], axis=1, keepdims=True
+    )
+    across2 = np.sum(off**2, axis=1) - np.sum(off * sight, axis=1) ** 2
+    ratio = np.median(across2 / (2 * result.sigmas[result.valid] ** 2))
+    # The median of chi-square with two degrees of freedom is 0.69 of its mean.
+    assert 0.5 < ratio < 1.0
 
 
 def test_points_behind_a_camera_are_refused(rng):
@@ -132,6 +175,7 @@ def test_points_behind_a_camera_are_refused(rng):
         track_idx=observations.track_idx,
         view_idx=1 - observations.view_idx,
         pixels=observations.pixels,
+        pixel_sigma=observations.pixel_sigma,
         depth=observations.depth,
         depth_sigma=observations.depth_sigma,
     )

@@ -13,6 +13,7 @@ from edgeloc.geometry.camera import project
 from edgeloc.geometry.pnp import PnpResult
 from edgeloc.geometry.se3 import exp_so3, log_se3
 from edgeloc.localize.candidate import Query
+from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.localize.structure import (
     IntegrityOptions,
     StructureOptions,
@@ -123,6 +124,7 @@ def query_of(pixels, descriptors):
         features=Features(
             keypoints=pixels.astype(np.float32).reshape(-1, 2),
             scores=np.ones(len(pixels), np.float32),
+            sigmas=np.ones(len(pixels), np.float32),
             descriptors=descriptors,
         ),
         descriptors=descriptors,
@@ -141,7 +143,7 @@ def localize(query, place, *, order=None, scale=1.0, options=None):
         visible=[place.visible[k] for k in ids],
         centers=place.centers[ids],
         load_local_map=place.local_map,
-        decode=lambda stored: stored,
+        comparison=LandmarkComparison(query.descriptors, lambda stored: stored),
         covariance_scale=scale,
         options=options or StructureOptions(),
     )

@@ -548,7 +548,8 @@ def test_poses_that_have_nothing_to_do_with_the_images_show_in_the_facts(tmp_pat
 def test_a_family_that_does_not_exist(tmp_path):
     assert refused(small_recording(), tmp_path, BuildOptions(features="magic")) == (
         ConfigError,
-        "feature family 'magic' is unknown, expected orb, sift",
+        "feature family 'magic' is unknown, expected orb, sift, edgeloc or the path of "
+        "a model manifest (.json)",
     )
 
 

@@ -42,6 +42,7 @@ def make_images(rng, num_images=5, num_points=120, *, depth=False):
                 camera=CAMERA,
                 cam_from_world=pose,
                 keypoints=project(CAMERA, in_cam)[0][order].astype(np.float32),
+                sigmas=np.ones(num_points, np.float32),
                 stored=(descriptors * 100).astype(np.int8).view(np.uint8),
                 descriptors=descriptors,
                 depth=in_cam[order, 2] if depth else np.full(num_points, np.nan),

@@ -23,7 +23,7 @@ from site_fixture import (
 )
 
 from edgeloc.clock import ManualClock
-from edgeloc.errors import ConfigError, MapError
+from edgeloc.errors import ConfigError, MapError, MapModelMismatchError
 from edgeloc.geometry.se3 import exp_so3
 from edgeloc.localize.interpolate import nearest_keyframes
 from edgeloc.localize.structure import StructureOptions
@@ -137,6 +137,7 @@ def test_the_record_is_that_of_the_frame(orb_site):
     assert (estimate.frame_id, estimate.timestamp_ns) == (17, 123_456)
     assert estimate.deadline_met
     assert set(estimate.stage_ns) == {
+        "preprocess",
         "features",
         "retrieve",
         "interpolate",
@@ -258,7 +259,7 @@ def test_without_features_the_answer_is_lost_at_once(request, name, kind):
         Cause.FEW_FEATURES,
     )
     assert estimate.cam_from_world is None
-    assert set(estimate.stage_ns) == {"features"}
+    assert set(estimate.stage_ns) == {"preprocess", "features"}
 
 
 @pytest.mark.parametrize("name", ["orb", "sift"])
@@ -325,7 +326,7 @@ class SlowStages:
         self.cost_ms = {"features": 5, "local_map": 2, "match_pnp": 20}
         self.started = []
         for name, stage in (
-            ("extract_features", "features"),
+            ("extract_prepared", "features"),
             ("assemble_local_map", "local_map"),
             ("relocalize", "match_pnp"),
         ):
@@ -589,7 +590,7 @@ def test_a_family_that_is_not_known_here_is_refused(orb_site):
     manifest = orb_site.site.manifest
     family = replace(manifest.family, name="superpoint")
     site = replace(orb_site.site, manifest=replace(manifest, family=family))
-    with pytest.raises(ConfigError, match="feature family 'superpoint' is unknown"):
+    with pytest.raises(MapModelMismatchError, match="the features 'superpoint' and"):
         make(replace(orb_site, site=site))
 
 

@@ -108,4 +108,4 @@ def test_the_numbers_in_the_text():
     assert f"(code - {codec.SIGMA_ZERO_CODE}) / {codec.SIGMA_STEPS_PER_OCTAVE}" in TEXT
     assert codec.position_step(np.array([[0.0] * 3, [60.0] * 3])) < 1e-3
     fields = re.findall(r"`(\w+)`", "".join(row[0] for row in rows("site.json")))
-    assert sorted(fields) == sorted(manifest._SITE_KEYS)
+    assert sorted(fields) == sorted((*manifest._SITE_KEYS, "models"))

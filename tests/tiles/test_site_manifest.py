@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,19 @@ from site_factory import edit_site_json, make_contents
 
 from edgeloc.errors import MapError, TileFormatError, TileMissingError
 from edgeloc.tiles import reader
+from edgeloc.tiles.layout import SiteModel
 from edgeloc.tiles.manifest import decode_manifest, seal, tile_file_name
 from edgeloc.tiles.reader import open_site, verify_site
 from edgeloc.tiles.writer import write_site
+
+MODELS = {"features": SiteModel(name="orb", manifest=b"{}", network=b"onnx")}
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("manifest") / "site"
-    write_site(path, make_contents(np.random.default_rng(5)), max_tile_bytes=490)
+    contents = make_contents(np.random.default_rng(5))
+    write_site(path, replace(contents, models=MODELS), max_tile_bytes=490)
     return path
 
 
@@ -99,10 +104,13 @@ def test_every_value_replaced_by_every_wrong_one(document):
     assert {name for name, _ in accepted} <= {
         "name", "metric", "build", "covariance_scale", "gravity_in_world",
         "geo_reference", "global_descriptor_dim", "rungs", "cameras", "family",
-        "retrieval_arrays", "index", "tiles",
+        "retrieval_arrays", "index", "tiles", "models",
     }  # fmt: skip
     free = [value for name, value in accepted if name == "index"]
     assert set(map(str, free)) <= {"0", "1", "4294967296"}  # sizes and checksums
+
+
+OPTIONAL = {("models",)}
 
 
 def test_every_key_dropped_renamed_or_added(document):
@@ -120,7 +128,11 @@ def test_every_key_dropped_renamed_or_added(document):
             else:
                 parent["surplus"] = 0
             accepted = outcome(seal(copy))
-            assert not accepted or at[0] in free or at == ("map_id",), (at, edit)
+            optional = at in OPTIONAL and edit == "drop"
+            assert not accepted or optional or at[0] in free or at == ("map_id",), (
+                at,
+                edit,
+            )
 
 
 json_values = st.recursive(

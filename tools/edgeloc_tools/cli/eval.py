@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeloc.cli.common import EXIT_OK, OneLineParser, run_command, silence_opencv
+from edgeloc.config import BACKEND_CHOICES
 from edgeloc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,6 +101,19 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="features per frame (default: as in the map)",
     )
+    method.add_argument(
+        "--backend",
+        choices=BACKEND_CHOICES,
+        default="auto",
+        help="where the map's networks run (default: %(default)s)",
+    )
+    method.add_argument(
+        "--threads",
+        type=_positive_count,
+        default=1,
+        metavar="N",
+        help="CPU threads of each network (default: %(default)s)",
+    )
     output = out.add_argument_group("output")
     output.add_argument(
         "--report",
@@ -125,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
 
 def estimator_options(args: argparse.Namespace) -> EstimatorOptions:
     """Return the options of the estimator that a command line asks for."""
+    from edgeloc.inference.backend import BackendOptions
     from edgeloc.localize.interpolate import InterpolateOptions
     from edgeloc.runtime.estimator import EstimatorOptions
 
@@ -133,6 +148,7 @@ def estimator_options(args: argparse.Namespace) -> EstimatorOptions:
         method=args.method,
         cold=args.cold,
         max_keypoints=args.max_keypoints,
+        backend=BackendOptions(backend=args.backend, threads=args.threads),
         interpolate=InterpolateOptions(
             weighting=args.weighting or default.weighting,
             num_keyframes=args.num_interpolated or default.num_keyframes,

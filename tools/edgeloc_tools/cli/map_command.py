@@ -13,6 +13,7 @@ from edgeloc.errors import ConfigError
 EXAMPLES = """\
   edgeloc-build map --format 7scenes --input redkitchen --split train --stride 5 -o s/
   edgeloc-build map --format colmap --input model --images photos --features sift -o s/
+  edgeloc-build map --format kapture --input k/ --features xfeat.json -o site/
   edgeloc-build map --format tum --input walk/ --no-depth --frames :500 -o site/"""
 
 
@@ -28,7 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features",
         default="orb",
         metavar="FAMILY",
-        help="orb (small, fast) or sift (accurate, slow); default orb",
+        help="orb (small, fast), sift (accurate, slow), edgeloc (the network that "
+        "comes with edgeloc) or the manifest of an ONNX model; default orb",
+    )
+    parser.add_argument(
+        "--retrieval",
+        default="auto",
+        metavar="METHOD",
+        help="vlad (of the local features), edgeloc (the network that comes with "
+        "edgeloc) or the manifest of an ONNX model; default auto: edgeloc if there is "
+        "that network, else vlad",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="CPU threads of each network; default 1",
     )
     parser.add_argument(
         "--max-keypoints",
@@ -60,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build the site; its facts go to stdout as JSON."""
+    from edgeloc.inference.backend import BackendOptions
     from edgeloc_tools.cli.recording_options import open_from_arguments
     from edgeloc_tools.mapping.build import BuildOptions, build_site
     from edgeloc_tools.progress import StderrProgress
@@ -76,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
         out=output,
         options=BuildOptions(
             features=args.features,
+            retrieval=args.retrieval,
+            backend=BackendOptions(backend="ort-cpu", threads=args.threads),
             max_keypoints=args.max_keypoints,
             max_side_px=args.max_side_px,
             use_depth=not args.no_depth,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgeloc.clock import Clock, MonotonicClock
 from edgeloc.errors import DatasetError
+from edgeloc.features.family import FeatureFamily
 from edgeloc.geometry.se3 import quat_from_rotation
 from edgeloc.localize.candidate import FrameTrace
 from edgeloc.runtime.estimator import Estimator, EstimatorOptions
@@ -60,6 +61,8 @@ class Runner:
         Time for each frame; None = as long as it takes.
     clock : Clock, optional
         Tells the time; the machine's by default.
+    family : FeatureFamily, optional
+        Describes the images; the site's own by default.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class Runner:
         options: EstimatorOptions,
         budget_ms: float | None,
         clock: Clock | None = None,
+        family: FeatureFamily | None = None,
     ) -> None:
         self._site = site
+        self._family = family
         self._cameras = cameras
         self._options = options
         self._budget_ns = round((budget_ms or NO_BUDGET_MS) * 1e6)
@@ -112,6 +117,7 @@ class Runner:
                 camera=camera,
                 options=self._options,
                 clock=self._clock,
+                family=self._family,
             )
             estimator.warm_up()
             self._estimators[image.camera_id] = estimator

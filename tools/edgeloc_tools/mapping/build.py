@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,12 +11,17 @@ import numpy as np
 
 from edgeloc import __version__
 from edgeloc.errors import ConfigError, DatasetError, MapError
-from edgeloc.features.classical import get_family
 from edgeloc.features.extract import extract_features
+from edgeloc.features.family import FeatureFamily
+from edgeloc.features.learned import LearnedFamily, LearnedRetrieval
 from edgeloc.features.match import MatchOptions
+from edgeloc.features.registry import open_family, open_retrieval
 from edgeloc.features.retrieve import VladModel, train_vlad
 from edgeloc.geometry.triangulate import TriangulationOptions
-from edgeloc.tiles.layout import FamilySpec, KeyframeTable, SiteContents
+from edgeloc.inference.backend import BackendOptions
+from edgeloc.inference.manifest import encode_manifest, with_file
+from edgeloc.inference.network import Network
+from edgeloc.tiles.layout import FamilySpec, KeyframeTable, SiteContents, SiteModel
 from edgeloc.tiles.reader import SiteManifest
 from edgeloc.tiles.writer import write_site
 from edgeloc.types import CameraModel, Float32Array, IntArray, Rigid3
@@ -46,7 +52,12 @@ class BuildOptions:
     Parameters
     ----------
     features : str
-        Feature family.
+        Feature family: "orb", "sift", "edgeloc" or the path of a model manifest.
+    retrieval : str
+        "auto", "vlad", "edgeloc" or the path of a model manifest, see
+        `edgeloc.features.registry.open_retrieval`.
+    backend : BackendOptions
+        Where networks run.
     max_keypoints : int or None
         Keypoints per image; None = by family and image size.
     max_side_px : int
@@ -72,6 +83,8 @@ class BuildOptions:
     """
 
     features: str = "orb"
+    retrieval: str = "auto"
+    backend: BackendOptions = field(default_factory=BackendOptions)
     max_keypoints: int | None = None
     max_side_px: int = 1600
     use_depth: bool = True
@@ -154,7 +167,9 @@ def build_site(
     posed = recording.posed()
     if len(posed.images) < 2:
         raise DatasetError(f"{recording.name}: a map needs at least two posed images")
-    family = get_family(options.features)
+    family = open_family(options.features, options=options.backend)
+    network = open_retrieval(options.retrieval, options=options.backend)
+    models = _site_models(family, network)
     first_camera = posed.cameras[posed.images[0].camera_id]
     max_keypoints = options.max_keypoints or default_keypoints(
         family.name, first_camera
@@ -167,12 +182,28 @@ def build_site(
         max_side_px=options.max_side_px,
     )
     folder = WorkFolder(work)
-    images = [
-        _describe(image, posed, spec=spec, use_depth=options.use_depth, folder=folder)
+    extractor = _Extractor(
+        family=family,
+        retrieval=network,
+        spec=spec,
+        use_depth=options.use_depth,
+        model_digests={
+            role: hashlib.sha256(model.manifest).hexdigest()
+            for role, model in models.items()
+        },
+    )
+    described = [
+        _describe(image, posed, extractor, folder)
         for image in track(posed.images, "features", progress)
     ]
-    vlad = _train_retrieval(images, options)
-    global_descriptors = np.stack([vlad.describe(i.descriptors) for i in images])
+    images = [image for image, _ in described]
+    retrieval_arrays: Mapping[str, Float32Array] = {}
+    if network is None:
+        vlad = train_retrieval([image.descriptors for image in images], options)
+        retrieval_arrays = vlad.to_arrays()
+        global_descriptors = np.stack([vlad.describe(i.descriptors) for i in images])
+    else:
+        global_descriptors = np.stack([vector for _, vector in described])
     pairs = covisible_pairs(
         [image.cam_from_world for image in images],
         global_descriptors,
@@ -207,6 +238,7 @@ def build_site(
     )
     facts = {
         **_facts(posed, options),
+        "retrieval": "vlad" if network is None else network.network.manifest.name,
         "num_pairs": len(pairs),
         "num_matches": int(sum(len(m) for m, _ in matches)),
         **landmark_map.facts(),
@@ -221,7 +253,8 @@ def build_site(
         landmarks=landmark_map.landmarks,
         visible_offsets=np.cumsum([0, *(len(v) for v in landmark_map.visible)]),
         visible_landmark_idx=np.concatenate(list(landmark_map.visible)),
-        retrieval_arrays={**vlad.to_arrays(), **held_out.coarse.to_arrays()},
+        retrieval_arrays={**retrieval_arrays, **held_out.coarse.to_arrays()},
+        models=models,
         covariance_scale=held_out.covariance_scale,
         gravity_in_world=posed.gravity_in_world,
         geo_reference=posed.geo_reference,
@@ -256,16 +289,46 @@ def _keyframes(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Extractor:
+    """What is computed of every mapping image."""
+
+    family: FeatureFamily
+    retrieval: LearnedRetrieval | None
+    spec: FamilySpec
+    use_depth: bool
+    model_digests: Mapping[str, str]
+
+
+def _site_models(
+    family: FeatureFamily, retrieval: LearnedRetrieval | None
+) -> dict[str, SiteModel]:
+    """Return the networks that a site has to carry, by role."""
+    networks = {}
+    if isinstance(family, LearnedFamily):
+        networks["features"] = family.network
+    if retrieval is not None:
+        networks["retrieval"] = retrieval.network
+    return {role: _site_model(role, network) for role, network in networks.items()}
+
+
+def _site_model(role: str, network: Network) -> SiteModel:
+    data = network.model.network_path.read_bytes()
+    manifest = with_file(network.manifest, f"{role}.onnx", data)
+    return SiteModel(
+        name=manifest.name, manifest=encode_manifest(manifest), network=data
+    )
+
+
 def _describe(
     image: RecordedImage,
     recording: Recording,
-    *,
-    spec: FamilySpec,
-    use_depth: bool,
+    extractor: _Extractor,
     folder: WorkFolder,
-) -> MappingImage:
+) -> tuple[MappingImage, Float32Array]:
+    """Return an image ready to be matched, and its vector of a retrieval network."""
     camera = recording.cameras[image.camera_id]
-    family = get_family(spec.name)
+    family, spec = extractor.family, extractor.spec
 
     def make() -> Arrays:
         pixels = image.source.read()
@@ -289,29 +352,37 @@ def _describe(
         )
         depth = np.full(len(features), np.nan)
         sigma = depth.copy()
-        if use_depth and image.depth is not None:
+        if extractor.use_depth and image.depth is not None:
             depth, sigma = depth_at_keypoints(
                 depth_in_camera(image.depth, camera), features.keypoints
             )
+        vector = np.zeros(0, np.float32)
+        if extractor.retrieval is not None:
+            descriptors = family.decode(features.descriptors)
+            vector = extractor.retrieval.global_descriptor(pixels, descriptors)
         return {
+            "global_descriptor": vector,
             "keypoints": features.keypoints,
+            "sigmas": features.sigmas,
             "stored": features.descriptors,
             "depth": depth,
             "depth_sigma": sigma,
         }
 
-    arrays = folder.cached(_feature_key(image, recording, spec, use_depth), make)
-    return MappingImage(
+    arrays = folder.cached(_feature_key(image, recording, extractor), make)
+    mapping_image = MappingImage(
         name=image.name,
         camera_id=image.camera_id,
         camera=camera,
         cam_from_world=_pose(image),
         keypoints=arrays["keypoints"].astype(np.float32),
+        sigmas=arrays["sigmas"].astype(np.float32),
         stored=arrays["stored"],
         descriptors=family.decode(arrays["stored"]),
         depth=arrays["depth"].astype(np.float64),
         depth_sigma=arrays["depth_sigma"].astype(np.float64),
     )
+    return mapping_image, arrays["global_descriptor"].astype(np.float32)
 
 
 def _pose(image: RecordedImage) -> Rigid3:
@@ -321,9 +392,9 @@ def _pose(image: RecordedImage) -> Rigid3:
 
 
 def _feature_key(
-    image: RecordedImage, recording: Recording, spec: FamilySpec, use_depth: bool
+    image: RecordedImage, recording: Recording, extractor: _Extractor
 ) -> Mapping[str, object]:
-    depth = image.depth if use_depth else None
+    depth = image.depth if extractor.use_depth else None
     return {
         "edgeloc_version": __version__,
         "recording": recording.name,
@@ -331,7 +402,8 @@ def _feature_key(
         "stamp": _stamp(
             image.source.path if isinstance(image.source, ImageFile) else None
         ),
-        "spec": asdict(spec),
+        "spec": asdict(extractor.spec),
+        "models": dict(extractor.model_digests),
         "camera": asdict(recording.cameras[image.camera_id]),
         "depth": None if depth is None else _depth_key(depth),
         "mask": [str(image.mask_path), *_stamp(image.mask_path)],
@@ -355,15 +427,24 @@ def _stamp(path: Path | None) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _train_retrieval(
-    images: Sequence[MappingImage], options: BuildOptions
-) -> VladModel:
+def train_retrieval(images: Sequence[Float32Array], options: BuildOptions) -> VladModel:
+    """Return the retrieval model of a site, fitted to its own images.
+
+    Parameters
+    ----------
+    images : sequence of ndarray of shape (N, D), float32
+        Decoded local descriptors of each image.
+    options : BuildOptions
+        Of the vocabulary.
+
+    Raises
+    ------
+    MapError
+        When the images have hardly any features.
+    """
     rng = np.random.default_rng(options.seed)
     per_image = max(50, 60_000 // len(images))
-    sample = [
-        image.descriptors[rng.permutation(len(image.descriptors))[:per_image]]
-        for image in images
-    ]
+    sample = [rows[rng.permutation(len(rows))[:per_image]] for rows in images]
     descriptors = np.concatenate(sample)
     if len(descriptors) < 64:
         raise MapError(

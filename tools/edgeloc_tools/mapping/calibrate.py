@@ -11,6 +11,7 @@ from edgeloc.features.family import FeatureFamily
 from edgeloc.features.retrieve import search
 from edgeloc.geometry.se3 import log_se3, rotation_angle_rad
 from edgeloc.localize.candidate import Query
+from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.localize.interpolate import (
     CoarseCalibration,
     InterpolateOptions,
@@ -159,7 +160,7 @@ def calibrate(
                 visible=[landmark_map.visible[i] for i in retrieved.keyframe_ids],
                 centers=centers[retrieved.keyframe_ids],
                 load_local_map=landmark_map.local_map,
-                decode=family.decode,
+                comparison=LandmarkComparison(query.descriptors, family.decode),
                 covariance_scale=1.0,
                 options=structure_for(family),
             )
@@ -263,6 +264,7 @@ def _query(image: MappingImage, global_descriptor: Float32Array) -> Query:
         features=Features(
             keypoints=image.keypoints,
             scores=np.zeros(len(image.keypoints), np.float32),
+            sigmas=image.sigmas,
             descriptors=image.stored,
         ),
         descriptors=image.descriptors,

@@ -34,6 +34,7 @@ def describe_site(path: Path) -> dict[str, object]:
         "name": manifest.name,
         "metric": manifest.metric,
         "features": manifest.family.name,
+        "models": {role: model.name for role, model in manifest.models.items()},
         "rungs": list(manifest.rungs),
         "covariance_scale": manifest.covariance_scale,
         "cameras": {
@@ -43,6 +44,10 @@ def describe_site(path: Path) -> dict[str, object]:
         "bytes": {
             "total": manifest.total_bytes,
             "tiles": sum(f.stat().st_size for f in (path / "tiles").iterdir()),
+            "models": sum(
+                model.manifest.num_bytes + model.network.num_bytes
+                for model in manifest.models.values()
+            ),
             "index": (path / "index.bin").stat().st_size,
             "site.json": (path / "site.json").stat().st_size,
         },

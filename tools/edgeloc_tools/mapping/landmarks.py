@@ -115,7 +115,8 @@ def make_landmarks(
         An image that was left out sees nothing.
     """
     track_idx, image_idx, keypoint_idx = tracks
-    pixels, depth, sigma = _measurements(images, image_idx, keypoint_idx)
+    measured = _measurements(images, image_idx, keypoint_idx)
+    depth = measured["depth"]
     if not options.use_depth:
         depth = np.full_like(depth, np.nan)
     use = np.ones(len(track_idx), dtype=bool)
@@ -134,9 +135,10 @@ def make_landmarks(
     observations = Observations(
         track_idx=dense.astype(np.int64),
         view_idx=image_idx[use],
-        pixels=pixels[use],
+        pixels=measured["keypoints"][use],
+        pixel_sigma=measured["sigmas"][use],
         depth=depth[use],
-        depth_sigma=np.where(np.isfinite(sigma), sigma, 1.0)[use],
+        depth_sigma=np.nan_to_num(measured["depth_sigma"], nan=1.0)[use],
     )
     views = [
         View(camera=i.camera, R=i.cam_from_world.R, t=i.cam_from_world.t)
@@ -167,19 +169,22 @@ def make_landmarks(
 
 def _measurements(
     images: Sequence[MappingImage], image_idx: IntArray, keypoint_idx: IntArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    pixels = np.empty((len(image_idx), 2))
-    depth = np.empty(len(image_idx))
-    sigma = np.empty(len(image_idx))
+) -> dict[str, FloatArray]:
+    """Return what was measured of each keypoint, by the names of `MappingImage`."""
+    num = len(image_idx)
+    measured = {
+        "keypoints": np.empty((num, 2)),
+        "sigmas": np.empty(num),
+        "depth": np.empty(num),
+        "depth_sigma": np.empty(num),
+    }
     order = np.argsort(image_idx, kind="stable")
     bounds = np.searchsorted(image_idx[order], np.arange(len(images) + 1))
     for idx, image in enumerate(images):
         rows = order[bounds[idx] : bounds[idx + 1]]
-        keypoints = keypoint_idx[rows]
-        pixels[rows] = image.keypoints[keypoints]
-        depth[rows] = image.depth[keypoints]
-        sigma[rows] = image.depth_sigma[keypoints]
-    return pixels, depth, sigma
+        for name, values in measured.items():
+            values[rows] = getattr(image, name)[keypoint_idx[rows]]
+    return measured
 
 
 def _empty_table(images: Sequence[MappingImage]) -> LandmarkTable:

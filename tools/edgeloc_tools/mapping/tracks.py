@@ -29,6 +29,8 @@ class MappingImage:
         Pose.
     keypoints : ndarray of shape (N, 2), float32
         px.
+    sigmas : ndarray of shape (N,), float32
+        Of the keypoints, as in `Features`.
     stored : ndarray of shape (N, S)
         Descriptors in stored form.
     descriptors : ndarray of shape (N, D), float32
@@ -42,6 +44,7 @@ class MappingImage:
     camera: CameraModel
     cam_from_world: Rigid3
     keypoints: Float32Array
+    sigmas: Float32Array
     stored: np.ndarray[tuple[int, ...], np.dtype[np.generic]]
     descriptors: Float32Array
     depth: FloatArray

@@ -1,0 +1,97 @@
+"""What a site was built with, opened again: its feature family and its retrieval."""
+
+from __future__ import annotations
+
+from edgeloc.errors import MapError, MapModelMismatchError
+from edgeloc.features.classical import CLASSICAL
+from edgeloc.features.family import FeatureFamily
+from edgeloc.features.registry import open_family, open_retrieval
+from edgeloc.features.retrieve import Retrieval, VladModel
+from edgeloc.inference.backend import BackendOptions
+from edgeloc.tiles.reader import Site
+
+
+def open_site_family(
+    site: Site, *, options: BackendOptions | None = None
+) -> FeatureFamily:
+    """Return the feature family that a site was built with.
+
+    Parameters
+    ----------
+    site : Site
+        Opened site.
+    options : BackendOptions
+        Where its network runs.
+
+    Raises
+    ------
+    MapModelMismatchError
+        When that family is not known here, or is another than the map's descriptors.
+    MapError
+        When a model file of the site is missing or was changed.
+    ModelError
+        When the model cannot be used.
+    """
+    spec = site.manifest.family
+    if "features" in site.manifest.models:
+        family = open_family(str(site.model_manifest("features")), options=options)
+    elif spec.name in CLASSICAL:
+        family = open_family(spec.name)
+    else:
+        raise MapModelMismatchError(
+            f"{site.path}: was built with the features {spec.name!r} and carries no "
+            f"model for them; without one there are only {', '.join(CLASSICAL)}: build "
+            "the site again"
+        )
+    made = (family.name, str(family.stored_dtype), family.stored_dim)
+    wanted = (spec.name, spec.stored_dtype, spec.stored_dim)
+    if made != wanted:
+        raise MapModelMismatchError(
+            f"{site.path}: holds {_text(wanted)} descriptors, its feature family makes "
+            f"{_text(made)}; build it again"
+        )
+    return family
+
+
+def _text(form: tuple[str, str, int]) -> str:
+    name, dtype, dim = form
+    return f"{name} {dtype}[{dim}]"
+
+
+def open_site_retrieval(
+    site: Site, *, options: BackendOptions | None = None
+) -> Retrieval:
+    """Return what a site's global descriptors were made with.
+
+    Parameters
+    ----------
+    site : Site
+        Opened site.
+    options : BackendOptions
+        Where its network runs.
+
+    Raises
+    ------
+    MapModelMismatchError
+        When it makes global descriptors of another size.
+    MapError
+        When it is missing or was changed.
+    ModelError
+        When the model cannot be used.
+    """
+    retrieval: Retrieval | None = None
+    if "retrieval" in site.manifest.models:
+        manifest_path = site.model_manifest("retrieval")
+        retrieval = open_retrieval(str(manifest_path), options=options)
+    if retrieval is None:
+        try:
+            retrieval = VladModel.from_arrays(site.retrieval_arrays)
+        except ValueError as exc:
+            raise MapError(f"{site.path}: {exc}; build the site again") from exc
+    dim = site.keyframes.global_descriptors.shape[1]
+    if retrieval.dim != dim:
+        raise MapModelMismatchError(
+            f"{site.path}: global descriptors have {dim} elements, the retrieval "
+            f"model makes {retrieval.dim}; build the site again"
+        )
+    return retrieval
