@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 DATA ?= ../shared/data
 OUT ?= out
 
@@ -16,6 +17,11 @@ help: ## list the targets
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[build,poselib,yaml]'
+	@touch $@
+
+# Tests, checks and training need more, PyTorch above all.
+$(DEV_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
@@ -28,24 +34,26 @@ demo-site: $(STAMP) ## film and map the packaged demo again (minutes)
 	$(BIN)/edgeloc-build map --format tum --input $(OUT)/demo-room -o edgeloc/demo/site
 	cp $(addprefix $(OUT)/demo-input/,clip.mp4 clip_gt.txt camera.json) edgeloc/demo/
 
-test: $(STAMP) ## all tests but the slow ones
+test: $(DEV_STAMP) ## all tests but the slow ones
 	$(BIN)/python -m pytest -q -m 'not slow and not device and not camera'
 
-test-all: $(STAMP) ## the slow ones too
+test-all: $(DEV_STAMP) ## the slow ones too
 	$(BIN)/python -m pytest -q -m 'not device and not camera'
 
-check: $(STAMP) ## formatter, linter, types, import contracts
+check: $(DEV_STAMP) ## formatter, linter, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## time the hot path, as ratios in one run
+bench: $(STAMP) ## time the hot path and the networks, as ratios in one run
 	$(BIN)/python -m edgeloc_tools.evaluate.bench --out $(OUT)/bench
 
-figures: $(STAMP) ## accuracy tables of the README, from the recordings in DATA
+figures: $(STAMP) ## tables of the README, from the recordings in DATA
 	$(BIN)/python -m edgeloc_tools.evaluate.scenes --data $(DATA) --out $(OUT)/scenes --cross
 	$(BIN)/python -m edgeloc_tools.evaluate.interpolation --data $(DATA) --out $(OUT)/scenes
+	$(BIN)/python -m edgeloc_tools.evaluate.matching --data $(DATA) --out $(OUT)/matching
+	$(BIN)/python -m edgeloc_tools.evaluate.places --data $(DATA) --out $(OUT)/places
 
 clean: ## remove what the targets made, but the environment
 	rm -rf $(OUT) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

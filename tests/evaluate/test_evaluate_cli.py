@@ -118,6 +118,7 @@ def test_options_reach_the_estimator(working):
         *["--map", "s", *RECORDING, "--method", "interpolate", "--cold"],
         *["--weighting", "ewb", "--num-interpolated", "5", "--max-keypoints", "700"],
         *["--budget-ms", "33", "--limit", "7"],
+        *["--backend", "ort-cpu", "--threads", "2"],
     )
     options = working["options"]
     assert (options.method, options.cold, options.max_keypoints) == (
@@ -125,6 +126,7 @@ def test_options_reach_the_estimator(working):
         True,
         700,
     )
+    assert (options.backend.backend, options.backend.threads) == ("ort-cpu", 2)
     assert options.interpolate.weighting == "ewb"
     assert options.interpolate.num_keyframes == 5
     assert working["budget_ms"] == 33.0

@@ -58,6 +58,7 @@ class ScriptedEstimator:
     camera: CameraModel
     options: EstimatorOptions
     clock: ManualClock
+    family: object = None
     made: list = field(default_factory=list)
 
     def __post_init__(self):

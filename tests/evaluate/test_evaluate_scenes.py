@@ -99,7 +99,7 @@ def test_errors_of_the_command_are_one_line(tmp_path, capsys):
 
 
 def test_tables_on_stdout(row, tmp_path, monkeypatch, capsys):
-    def crossed(chosen, *, family, data, out):
+    def crossed(chosen, *, family, data, out, limit):
         return [
             scenes.CrossRow(
                 queries="fox",
@@ -160,6 +160,34 @@ def test_same_place_is_not_crossed_and_answers_are_counted(tmp_path, monkeypatch
         (r.num_localized, r.num_coarse, r.num_queries) == (1, 1, 3) for r in rows
     )
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize(("limit", "asked"), [(None, 25), (10, 9), (25, 25), (1, 1)])
+def test_queries_of_a_pair_are_all_or_spread(limit, asked, monkeypatch):
+    seen = []
+
+    class Answers:
+        def __init__(self, **options):
+            pass
+
+        def answer(self, image, pixels, *, frame_id):
+            seen.append(int(image.name))
+            return SimpleNamespace(status=PoseStatus.COARSE), None, 0.0
+
+    source = SimpleNamespace(read=lambda: np.zeros((2, 2), np.uint8))
+    images = [
+        RecordedImage(
+            name=str(i), camera_id="c", source=source, cam_from_world=Rigid3.identity()
+        )
+        for i in range(25)
+    ]
+    camera = CameraModel(
+        model="SIMPLE_PINHOLE", width=2, height=2, params=(1.0, 1.0, 1.0)
+    )
+    recording = Recording(name="r", images=images, cameras={"c": camera})
+    monkeypatch.setattr(scenes, "Runner", Answers)
+    assert scenes.cross(None, recording, limit=limit) == (asked, 0, asked)
+    assert seen == list(range(0, 25, -(-25 // asked)))
 
 
 @pytest.mark.data

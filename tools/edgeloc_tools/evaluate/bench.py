@@ -1,118 +1,72 @@
-"""`make bench`: the hot path, timed as ratios of interleaved runs.
+"""`make bench`: the hot path and the networks, timed as ratios of interleaved runs.
 
 Absolute times change with the machine and its load; the ratio of two things that were
 run in turn does not. Every kernel runs once per round, in a new order, and is compared
-with a fixed reference (a matrix product) by the median of the per-round ratios.
+with a reference by the median of the per-round ratios: the pipeline's stages with a
+fixed matrix product, networks with ORB on the same image, by one thread and by two.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from edgeloc.cli.common import EXIT_OK, run_command
-from edgeloc.features.classical import get_family
 from edgeloc.features.extract import extract_features, to_grey
 from edgeloc.features.match import landmark_similarity
+from edgeloc.features.registry import open_family
 from edgeloc.features.retrieve import train_vlad
 from edgeloc.geometry.camera import project
 from edgeloc.geometry.pnp import PnpOptions, estimate_pose, resolve_backend
 from edgeloc.geometry.refine import refine_pose
-from edgeloc.types import CameraModel, Matches2D3D, Rigid3
-from edgeloc_tools.evaluate.machine import machine_facts
+from edgeloc.types import ByteArray, CameraModel, Matches2D3D, Rigid3
+from edgeloc_tools.evaluate.bench_networks import (
+    AND_FEATURES,
+    ORB,
+    THIN,
+    network_kernels,
+    precision_pairs,
+    shipped_networks,
+)
+from edgeloc_tools.evaluate.machine import integer_note, machine_facts
 from edgeloc_tools.evaluate.text import markdown_table
+from edgeloc_tools.evaluate.timing import (
+    Kernel,
+    Timing,
+    median_ratio,
+    summarize,
+    time_kernels,
+)
 from edgeloc_tools.files import write_atomically
 from edgeloc_tools.synth.render import render
 from edgeloc_tools.synth.scene import make_room
 
-Kernel = Callable[[], object]
-
 REFERENCE = "reference: 512x512x512 product"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
-    """One kernel, timed.
-
-    Parameters
-    ----------
-    name : str
-        What it does.
-    median_ms, p95_ms : float
-        Of its runs.
-    ratio : float
-        Median of its time over the reference's in the same round.
-    ratio_low, ratio_high : float
-        95 % bootstrap interval of that median.
-    """
-
-    name: str
-    median_ms: float
-    p95_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
+CAMERA = CameraModel(
+    model="SIMPLE_PINHOLE", width=640, height=480, params=(525.0, 320.0, 240.0)
+)
 
 
-def time_kernels(kernels: Mapping[str, Kernel], *, rounds: int) -> dict[str, list[int]]:
-    """Return the times of interleaved runs, ns, one list per kernel.
-
-    Parameters
-    ----------
-    kernels : mapping of str to callable
-        What to run; each runs once before, unmeasured.
-    rounds : int
-        How often.
-    """
-    rng = np.random.default_rng(0)
-    for kernel in kernels.values():
-        kernel()
-    names = list(kernels)
-    times: dict[str, list[int]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for idx in rng.permutation(len(names)):
-            start_ns = time.perf_counter_ns()
-            kernels[names[idx]]()
-            times[names[idx]].append(time.perf_counter_ns() - start_ns)
-    return times
-
-
-def summarize(times: Mapping[str, Sequence[int]], *, reference: str) -> list[Timing]:
-    """Return medians and ratios to the reference.
-
-    Parameters
-    ----------
-    times : mapping of str to sequence of int
-        From `time_kernels`.
-    reference : str
-        Key of the reference kernel.
-    """
-    rng = np.random.default_rng(0)
-    base = np.asarray(times[reference], np.float64)
-    out = []
-    for name, values in times.items():
-        ns = np.asarray(values, np.float64)
-        ratio = ns / base
-        draws = rng.integers(0, len(ratio), (1000, len(ratio)))
-        low, high = np.quantile(np.median(ratio[draws], axis=1), [0.025, 0.975])
-        out.append(
-            Timing(
-                name=name,
-                median_ms=float(np.median(ns)) * 1e-6,
-                p95_ms=float(np.quantile(ns, 0.95)) * 1e-6,
-                ratio=float(np.median(ratio)),
-                ratio_low=float(low),
-                ratio_high=float(high),
-            )
-        )
-    return out
+def room_image() -> ByteArray:
+    """Return the grey picture of a procedural room, 640x480."""
+    image, _, _ = render(
+        make_room(seed=1),
+        CAMERA,
+        Rigid3(
+            R=np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]]), t=np.array([0, 1.5, 0])
+        ),
+    )
+    return to_grey(image)
 
 
 def _pnp_matches(
@@ -134,24 +88,13 @@ def _pnp_matches(
     )
 
 
-def make_kernels() -> dict[str, Kernel]:
-    """Return the stages of the pipeline on a procedural room."""
+def pipeline_kernels(grey: ByteArray) -> dict[str, Kernel]:
+    """Return the stages of the pipeline on an image."""
     rng = np.random.default_rng(0)
-    camera = CameraModel(
-        model="SIMPLE_PINHOLE", width=640, height=480, params=(525.0, 320.0, 240.0)
-    )
-    image, _, _ = render(
-        make_room(seed=1),
-        camera,
-        Rigid3(
-            R=np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]]), t=np.array([0, 1.5, 0])
-        ),
-    )
-    grey = to_grey(image)
     a = rng.normal(size=(512, 512)).astype(np.float32)
     kernels: dict[str, Kernel] = {REFERENCE: lambda: a @ a}
     for name, count in (("orb", 1000), ("sift", 2000)):
-        family = get_family(name)
+        family = open_family(name)
         features = extract_features(grey, family, max_keypoints=count)
         decoded = family.decode(features.descriptors)
         rows = np.repeat(decoded, 4, axis=0) + rng.normal(
@@ -170,48 +113,138 @@ def make_kernels() -> dict[str, Kernel]:
         kernels[f"{label}: global descriptor"] = partial(vlad.describe, decoded)
     backends = dict.fromkeys(["opencv", resolve_backend("auto")])
     for count, outliers in ((100, 0.3), (300, 0.5), (1000, 0.8)):
-        matches = _pnp_matches(count, outliers, camera, rng)
+        matches = _pnp_matches(count, outliers, CAMERA, rng)
         for backend in backends:
             options = PnpOptions(backend=backend)
             kernels[f"PnP {backend}: {count} matches, {outliers:.0%} wrong"] = partial(
-                estimate_pose, matches, camera, options=options
+                estimate_pose, matches, CAMERA, options=options
             )
-    matches = _pnp_matches(300, 0.0, camera, rng)
+    matches = _pnp_matches(300, 0.0, CAMERA, rng)
     kernels["refine a pose on 300 matches"] = partial(
         refine_pose,
         points2D=matches.points2D,
         points3D=matches.points3D,
-        camera=camera,
+        camera=CAMERA,
         cam_from_world=Rigid3(R=np.eye(3), t=np.array([0.01, 0.0, 0.02])),
     )
     return kernels
 
 
+def timing_table(timings: Sequence[Timing], *, reference: str) -> str:
+    """Return times and ratios as Markdown."""
+    rows = [
+        [
+            t.name,
+            f"{t.median_ms:.2f}",
+            f"{t.p95_ms:.2f}",
+            f"{t.ratio:.2f} [{t.ratio_low:.2f}, {t.ratio_high:.2f}]",
+        ]
+        for t in timings
+    ]
+    header = ["kernel", "median ms", "p95 ms", f"ratio to {reference} [95 %]"]
+    return markdown_table(header, rows)
+
+
+def int8_lines(times: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return how long INT8 takes of FP32, for every model that is here as both."""
+    lines = []
+    for int8, fp32 in precision_pairs(list(times)):
+        ratio, low, high = median_ratio(times[int8], times[fp32])
+        lines.append(f"{int8} / {fp32}: {ratio:.2f} [{low:.2f}, {high:.2f}]")
+    return lines
+
+
+def decoder_lines(times: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return what the way from outputs to features takes, for every feature network."""
+    lines = []
+    for name in times:
+        whole = name + AND_FEATURES
+        if whole in times:
+            apart = np.subtract(times[whole], times[name])
+            lines.append(f"{name}: its decoder alone {np.median(apart) * 1e-6:.2f} ms")
+    return lines
+
+
+def bench_networks(
+    grey: ByteArray, *, manifests: Sequence[Path] | None, threads: int, rounds: int
+) -> tuple[list[Timing], list[str]]:
+    """Return the times of ORB, SIFT and all networks, and notes on them.
+
+    Parameters
+    ----------
+    grey : ndarray of shape (H, W), uint8
+        What they see.
+    manifests : sequence of Path or None
+        Models; None = the shipped ones.
+    threads : int
+        Of each network and of OpenCV.
+    rounds : int
+        How often.
+    """
+    models = shipped_networks(manifests)
+    notes = [] if models else ["no model is shipped: only the shape is timed"]
+    with tempfile.TemporaryDirectory() as folder:
+        thin: Path | None = Path(folder) / "thin.onnx"
+        try:
+            from edgeloc_tools.evaluate.thin_network import thin_network
+        except ModuleNotFoundError:
+            thin = None
+            notes.append(f"onnx is not installed: {THIN} is left out")
+        else:
+            network, macs = thin_network(*grey.shape)
+            Path(folder, "thin.onnx").write_bytes(network)
+            notes.append(f"{THIN}: {macs / 1e9:.2f} GMAC")
+        before = cv2.getNumThreads()
+        cv2.setNumThreads(threads)
+        try:
+            kernels = network_kernels(grey, models, threads=threads, thin=thin)
+            times = time_kernels(kernels, rounds=rounds)
+        finally:
+            cv2.setNumThreads(before)
+    return summarize(times, reference=ORB), notes + decoder_lines(times) + int8_lines(
+        times
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; the table goes to stdout, the record to ``--out``."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    """Run the benchmark; the tables go to stdout and, with the record, to ``--out``."""
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--models", type=Path, nargs="+", help="manifests (default: the shipped ones)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args(argv)
 
     def body() -> int:
-        timings = summarize(
-            time_kernels(make_kernels(), rounds=args.rounds), reference=REFERENCE
-        )
-        rows = [
-            [
-                t.name,
-                f"{t.median_ms:.2f}",
-                f"{t.p95_ms:.2f}",
-                f"{t.ratio:.2f} [{t.ratio_low:.2f}, {t.ratio_high:.2f}]",
-            ]
-            for t in timings
-        ]
-        header = ["kernel", "median ms", "p95 ms", "ratio to the reference [95 %]"]
-        print(markdown_table(header, rows))  # noqa: T201 - this is the command
-        record = {"machine": machine_facts(), "timings": [asdict(t) for t in timings]}
+        grey = room_image()
+        times = time_kernels(pipeline_kernels(grey), rounds=args.rounds)
+        timings = summarize(times, reference=REFERENCE)
+        parts = ["## Stages", timing_table(timings, reference="the product")]
+        record: dict[str, object] = {"timings": [asdict(t) for t in timings]}
+        for threads in args.threads:
+            timings, notes = bench_networks(
+                grey, manifests=args.models, threads=threads, rounds=args.rounds
+            )
+            parts.append(f"## Networks, 640x480, threads: {threads}")
+            parts.append(timing_table(timings, reference=ORB))
+            parts.append("\n".join(f"- {note}" for note in notes))
+            record[f"networks_threads_{threads}"] = {
+                "timings": [asdict(t) for t in timings],
+                "notes": notes,
+            }
+        parts.append(integer_note())
+        record["machine"] = machine_facts()
+        markdown = "\n\n".join(parts) + "\n"
         args.out.mkdir(parents=True, exist_ok=True)
         write_atomically(args.out / "bench.json", json.dumps(record, indent=2).encode())
+        write_atomically(args.out / "bench.md", markdown.encode())
+        sys.stdout.write(markdown)
         return EXIT_OK
 
     return run_command("bench", body, debug=True)

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -36,6 +37,60 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         board = ""
     return board.strip("\0\n ") or platform.processor() or platform.machine()
+
+
+INTEGER_FLAGS: Mapping[str, str] = {
+    "amx_int8": "AMX (x86)",
+    "avx512_vnni": "AVX-512 VNNI (x86)",
+    "avx_vnni": "AVX-VNNI (x86)",
+    "i8mm": "I8MM (Arm)",
+    "asimddp": "dot product (Arm)",
+}
+"""Flags of instructions that multiply bytes and add them up in 32 bits."""
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """Return what the first core says that it can do; nothing where it is not told.
+
+    Parameters
+    ----------
+    cpuinfo : Path
+        Linux' description of the processor.
+    """
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in {"flags", "Features"}:
+            return frozenset(value.split())
+    return frozenset()
+
+
+def integer_note(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return in one sentence whether INT8 networks can be faster here.
+
+    Parameters
+    ----------
+    cpuinfo : Path
+        Linux' description of the processor.
+    """
+    flags = cpu_flags(cpuinfo)
+    if not flags:
+        return (
+            "The system does not tell what this processor can do: whether INT8 pays is "
+            "what the ratios above say."
+        )
+    units = [name for flag, name in INTEGER_FLAGS.items() if flag in flags]
+    if units:
+        return f"This processor multiplies bytes with {', '.join(units)}: INT8 can pay."
+    wide = [flag for flag in ("avx512f", "avx2", "asimd") if flag in flags]
+    return (
+        f"This processor has {wide[0] if wide else 'no vector unit'} but no "
+        "instruction for products of bytes (VNNI, AMX; dot product, I8MM on Arm): "
+        "INT8 saves memory here, not time."
+    )
 
 
 def _version(package: str) -> str:

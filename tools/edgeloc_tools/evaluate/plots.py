@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -49,19 +49,24 @@ MANY_POINTS = 2000
 """From here on points are drawn as pixels: an SVG of them would be slow to open."""
 
 Draw = Callable[[Figure, EvaluationResult], None]
+Shown = TypeVar("Shown")
 
 
 def render(
-    draw: Draw, result: EvaluationResult, *, size: tuple[float, float], kind: str
+    draw: Callable[[Figure, Shown], None],
+    result: Shown,
+    *,
+    size: tuple[float, float],
+    kind: str,
 ) -> bytes:
     """Return a drawing as a file's bytes.
 
     Parameters
     ----------
     draw : callable
-        One of the functions below.
-    result : EvaluationResult
-        What to draw.
+        One of the functions below, or another.
+    result : object
+        What to draw, an `EvaluationResult` for those below.
     size : tuple of float
         Width and height, inches.
     kind : str

@@ -56,7 +56,8 @@ def report_json(
     }
 
 
-def _data_uri(data: bytes, mime: str) -> str:
+def data_uri(data: bytes, mime: str) -> str:
+    """Return bytes as a link that holds them."""
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -83,7 +84,7 @@ def _explanation_view(item: Explanation, unit: str) -> dict[str, str]:
     return {
         "title": item.title,
         "name": row.name,
-        "image": _data_uri(jpeg_bytes(draw_explanation(item)), "image/jpeg"),
+        "image": data_uri(jpeg_bytes(draw_explanation(item)), "image/jpeg"),
         "answer": _answer(row, unit),
         "matches": f"{row.num_inliers} inliers of {len(item.points2D)} matches"
         f"{failed}{rmse}",
@@ -158,7 +159,7 @@ def report_html(
         undefined=jinja2.StrictUndefined,
     )
     plots = {
-        name: _data_uri(render(draw, result, size=size, kind="svg"), "image/svg+xml")
+        name: data_uri(render(draw, result, size=size, kind="svg"), "image/svg+xml")
         for name, (draw, size) in PLOTS.items()
     }
     return environment.get_template("report.html.j2").render(

@@ -457,13 +457,23 @@ class CrossRow:
     num_coarse: int
 
 
-def cross(site: Site, recording: Recording) -> tuple[int, int, int]:
+def cross(
+    site: Site, recording: Recording, *, limit: int | None = None
+) -> tuple[int, int, int]:
     """Return how many frames were asked, LOCALIZED and COARSE in a foreign map.
 
-    At most 10 frames, spread over the recording: neighbours in a video say the same.
+    Parameters
+    ----------
+    site : Site
+        Of another place.
+    recording : Recording
+        Queries.
+    limit : int or None
+        At most so many of them, spread over the recording; None = all.
     """
     images = recording.posed().images
-    images = images[:: -(-len(images) // 10)]
+    if limit is not None:
+        images = images[:: -(-len(images) // limit)]
     runner = Runner(
         site=site,
         cameras=recording.cameras,
@@ -482,11 +492,17 @@ def cross(site: Site, recording: Recording) -> tuple[int, int, int]:
 
 
 def run_cross(
-    scenes: Sequence[Scene], *, family: str, data: Path, out: Path
+    scenes: Sequence[Scene],
+    *,
+    family: str,
+    data: Path,
+    out: Path,
+    limit: int | None = None,
 ) -> list[CrossRow]:
     """Return the answers of every scene's queries in every other place's map.
 
-    One scene for each place: the others have the same queries.
+    One scene for each place: the others have the same queries. At most `limit` queries
+    a pair, see `cross`.
     """
     scenes = list({scene.place: scene for scene in reversed(scenes)}.values())[::-1]
     rows = []
@@ -494,7 +510,7 @@ def run_cross(
         for query_scene in scenes:
             if site_scene.place == query_scene.place:
                 continue
-            name = f"{query_scene.name}-in-{site_scene.name}-{family}"
+            name = f"{query_scene.name}-in-{site_scene.name}-{family}-{limit or 'all'}"
             cached = out / "results" / "cross" / f"{name.replace('/', '-')}.json"
             if cached.is_file():
                 stored = json.loads(cached.read_text(encoding="utf-8"))
@@ -502,7 +518,9 @@ def run_cross(
                 continue
             sys.stderr.write(f"{name}\n")
             site = ready_site(site_scene, family=family, data=data, out=out)
-            num, localized, coarse = cross(site, open_queries(query_scene, data))
+            num, localized, coarse = cross(
+                site, open_queries(query_scene, data), limit=limit
+            )
             row = CrossRow(
                 queries=query_scene.name,
                 site=site_scene.name,
@@ -541,6 +559,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also ask every scene's queries in every other scene's map",
     )
+    parser.add_argument(
+        "--cross-limit",
+        type=int,
+        metavar="N",
+        help="at most N queries a pair of scenes, spread over each (default: all)",
+    )
     return parser
 
 
@@ -570,6 +594,8 @@ def run(argv: Sequence[str] | None = None) -> None:
     families = [name.strip() for name in args.families.split(",")]
     if not args.data.is_dir():
         raise ConfigError(f"--data {args.data}: is not a folder")
+    if args.cross_limit is not None and args.cross_limit < 1:
+        raise ConfigError(f"--cross-limit {args.cross_limit}: must be at least 1")
     rows = []
     for scene in scenes:
         for family in families:
@@ -581,7 +607,13 @@ def run(argv: Sequence[str] | None = None) -> None:
     crossed = [
         row
         for family in families
-        for row in run_cross(scenes, family=family, data=args.data, out=args.out)
+        for row in run_cross(
+            scenes,
+            family=family,
+            data=args.data,
+            out=args.out,
+            limit=args.cross_limit,
+        )
     ]
     table = [
         [

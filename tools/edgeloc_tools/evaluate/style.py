@@ -34,3 +34,6 @@ INK_COLOR = "#24292f"
 """Text and axes."""
 GRID_COLOR = "#e3e6ea"
 """Grid lines."""
+
+SERIES_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Of lines that are compared, in order."""
