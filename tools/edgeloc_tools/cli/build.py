@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeloc.cli.common import EXIT_OK, OneLineParser, run_command, silence_opencv
-from edgeloc_tools.cli import map_command
+from edgeloc_tools.cli import map_command, quantize_command, train_command
 from edgeloc_tools.mapping import sfm_command
 from edgeloc_tools.synth import command as synth_command
 
@@ -26,7 +26,7 @@ _EXAMPLES = """\
   edgeloc-build inspect site/
   edgeloc-build synth --kind room -o recording/
 
-exit codes: 0 ok, 2 usage or recording, 3 map, 70 other"""
+exit codes: 0 ok, 2 usage or recording, 3 map, 4 model, 70 other"""
 
 
 def _run_verify(args: argparse.Namespace) -> int:
@@ -51,6 +51,8 @@ def make_parser() -> OneLineParser:
     for name, help_text, module in (
         ("map", "a posed recording to a site", map_command),
         ("sfm", "poses from plain photos or a video", sfm_command),
+        ("train", "a feature or retrieval network", train_command),
+        ("quantize", "FP16 and INT8 variants of a network, gated", quantize_command),
         ("synth", "a procedural recording with exact ground truth", synth_command),
     ):
         sub = subparsers.add_parser(
