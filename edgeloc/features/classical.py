@@ -146,9 +146,9 @@ class SiftFamily:
         keypoints, descriptors = detector.detectAndCompute(grey, mask)
         # OpenCV puts (0, 0) on the centre of the first pixel.
         points = _points(keypoints) + np.float32(0.5)
-        # The noise grows with the size, but slowly: by 1.5 to 2 up to 14 px, where nearly
-        # all are. Weights by size made poses worse on fox and gardenspoint, better on
-        # lund_door.
+        # Their noise grows with the size, but slowly: by 1.5 to 2 up to 14 px, where
+        # nearly all are. Weights by size made poses worse on fox and gardenspoint,
+        # better on lund_door.
         return _strongest(
             points,
             np.ones(len(points), np.float32),

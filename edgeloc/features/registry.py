@@ -76,15 +76,18 @@ def open_family(name: str, *, options: BackendOptions | None = None) -> FeatureF
 
 
 def open_retrieval(
-    name: str, *, options: BackendOptions | None = None
+    name: str, *, features: str = EDGELOC, options: BackendOptions | None = None
 ) -> LearnedRetrieval | None:
     """Return a retrieval network, or None for VLAD, which is trained per site.
 
     Parameters
     ----------
     name : str
-        "auto" (this edgeloc's own model if it ships one, else VLAD), "vlad", "edgeloc"
-        or the path of a model manifest.
+        "vlad", "edgeloc", the path of a model manifest, or "auto": this edgeloc's own
+        model if it ships one and the features are a network's too, else VLAD, so that
+        sites of ORB and SIFT need no network at all.
+    features : str
+        The feature family that "auto" goes by.
     options : BackendOptions
         Where a network runs.
 
@@ -95,9 +98,10 @@ def open_retrieval(
     ModelError
         When the model cannot be used.
     """
-    if name == VLAD or (name == AUTO and shipped_model("retrieval") is None):
+    if name == AUTO:
+        without = features in CLASSICAL or shipped_model("retrieval") is None
+        name = VLAD if without else EDGELOC
+    if name == VLAD:
         return None
-    path = find_model(
-        EDGELOC if name == AUTO else name, "retrieval", others=(AUTO, VLAD)
-    )
+    path = find_model(name, "retrieval", others=(AUTO, VLAD))
     return LearnedRetrieval(open_network(path, role="retrieval", options=options))

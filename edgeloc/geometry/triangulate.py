@@ -86,7 +86,7 @@ class TriangulationOptions:
     min_angle_deg : float
         Largest angle between two rays that a point without depth needs.
     loss_scale_px : float
-        Of the Cauchy loss while refining, for a `pixel_sigma` of 1.
+        Of the Cauchy loss while refining.
     num_hypotheses : int
         View pairs tried per track.
     num_iterations : int
@@ -320,13 +320,13 @@ def _refine(
     has_depth = np.isfinite(obs.depth)
     z_axis = problem.R[:, 2, :]
     scale2 = options.loss_scale_px**2
-    variance = obs.pixel_sigma**2
     for _ in range(options.num_iterations):
         residual, jacobian, z = problem.residuals(points3D)
         finite = np.isfinite(residual[:, 0])
         residual[~finite] = 0.0
-        square = np.sum(residual**2, axis=1) / variance
-        weight = finite / variance / (1.0 + square / scale2)
+        # The loss stays in px: a wider one for coarse keypoints let wrong ones pull.
+        weight = finite / (1.0 + np.sum(residual**2, axis=1) / scale2)
+        weight /= obs.pixel_sigma**2
         hessian = np.einsum("n,nij,nik->njk", weight, jacobian, jacobian)
         gradient = np.einsum("n,nij,ni->nj", weight, jacobian, residual)
         if np.any(has_depth):

@@ -53,7 +53,7 @@ def test_where_straight_edges_cross_the_maximum_is_beside():
 
 def test_the_response_is_determinant_over_trace_of_the_structure_tensor(rng):
     picture = ndimage.gaussian_filter(rng.uniform(0, 1, (50, 60)), 1.5)
-    smooth = ndimage.gaussian_filter(picture, 1.2, radius=3)
+    smooth = ndimage.gaussian_filter(picture, 1.0, radius=3)
     dx = ndimage.sobel(smooth, axis=1) / 8
     dy = ndimage.sobel(smooth, axis=0) / 8
     xx, xy, yy = (

@@ -29,16 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features",
         default="orb",
         metavar="FAMILY",
-        help="orb (small, fast), sift (accurate, slow), edgeloc (the network that "
-        "comes with edgeloc) or the manifest of an ONNX model; default orb",
+        help="edgeloc (the network that comes with edgeloc: accurate, robust), orb "
+        "(small, fast), sift or the manifest of an ONNX model; default orb",
     )
     parser.add_argument(
         "--retrieval",
         default="auto",
         metavar="METHOD",
         help="vlad (of the local features), edgeloc (the network that comes with "
-        "edgeloc) or the manifest of an ONNX model; default auto: edgeloc if there is "
-        "that network, else vlad",
+        "edgeloc) or the manifest of an ONNX model; default auto: edgeloc where the "
+        "features are a network's, else vlad",
     )
     parser.add_argument(
         "--threads",

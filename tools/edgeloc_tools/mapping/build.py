@@ -168,7 +168,9 @@ def build_site(
     if len(posed.images) < 2:
         raise DatasetError(f"{recording.name}: a map needs at least two posed images")
     family = open_family(options.features, options=options.backend)
-    network = open_retrieval(options.retrieval, options=options.backend)
+    network = open_retrieval(
+        options.retrieval, features=options.features, options=options.backend
+    )
     models = _site_models(family, network)
     first_camera = posed.cameras[posed.images[0].camera_id]
     max_keypoints = options.max_keypoints or default_keypoints(
