@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before pycolmap, whatever a test imports first: see edgeloc_tools.mapping.sfm_colmap.
@@ -19,6 +21,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the test's own name, so that failures repeat."""
     return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(autouse=True)
+def _no_log_handlers_left() -> Iterator[None]:
+    """A command run in this process logs to the stderr of its own test only."""
+    yield
+    logging.getLogger("edgeloc").handlers.clear()
 
 
 @pytest.fixture(scope="session")

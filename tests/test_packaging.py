@@ -32,7 +32,7 @@ RUNTIME_REQUIREMENTS = {
     "msgpack": "",
     "tomli": 'python_version < "3.11"',
 }
-EXTRAS = {"yaml", "poselib", "build", "dev"}
+EXTRAS = {"yaml", "poselib", "build", "train", "dev"}
 COMMANDS = {"edgeloc-run", "edgeloc-doctor", "edgeloc-build", "edgeloc-eval"}
 # None of them is on a device.
 NOT_ON_A_DEVICE = (

