@@ -50,7 +50,8 @@ bench: $(STAMP) ## time the hot path and the networks, as ratios in one run
 	$(BIN)/python -m edgeloc_tools.evaluate.bench --out $(OUT)/bench
 
 figures: $(STAMP) ## tables of the README, from the recordings in DATA
-	$(BIN)/python -m edgeloc_tools.evaluate.scenes --data $(DATA) --out $(OUT)/scenes --cross
+	$(BIN)/python -m edgeloc_tools.evaluate.scenes --data $(DATA) --out $(OUT)/scenes \
+	  --families orb,sift,edgeloc --cross
 	$(BIN)/python -m edgeloc_tools.evaluate.interpolation --data $(DATA) --out $(OUT)/scenes
 	$(BIN)/python -m edgeloc_tools.evaluate.matching --data $(DATA) --out $(OUT)/matching
 	$(BIN)/python -m edgeloc_tools.evaluate.places --data $(DATA) --out $(OUT)/places
