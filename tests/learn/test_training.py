@@ -22,9 +22,11 @@ from edgeloc_tools.learn.checkpoint import (
 )
 from edgeloc_tools.learn.networks import SIZES, TRUNK, RetrievalNet, feature_net
 from edgeloc_tools.learn.photo_pairs import ViewOptions, list_photos
-from edgeloc_tools.learn.recipe import FeatureRecipe, load_recipe
+from edgeloc_tools.learn.recipe import FeatureRecipe, RetrievalRecipe, load_recipe
 from edgeloc_tools.learn.train_features import train_features
 from edgeloc_tools.learn.train_loop import CHECKPOINT, LOG, one_cycle
+from edgeloc_tools.learn.train_retrieval import train_retrieval
+from edgeloc_tools.progress import silent
 
 TINY = ViewOptions(width=96, height=64)
 
@@ -229,3 +231,27 @@ def load_model_name(path: str) -> str:
     from pathlib import Path
 
     return load_model(Path(path)).manifest.name
+
+
+def test_an_interrupted_retrieval_training_ends_as_one_that_was_not(photos, tmp_path):
+    paths = list_photos(photos)
+    train_features(paths, out=tmp_path / "trunk", recipe=recipe(steps=1))
+    values = {"size": "nano", "steps": 4, "batch": 2, "words": 4, "dim": 8}
+    options = RetrievalRecipe(**values, views=TINY, checkpoint_every=2, workers=0)
+
+    def train(name, progress=silent):
+        return train_retrieval(
+            paths,
+            start=tmp_path / "trunk" / CHECKPOINT,
+            out=tmp_path / name,
+            recipe=options,
+            progress=progress,
+        )
+
+    whole = train("whole")
+    with pytest.raises(StopError):
+        train("parts", stop_after(3))
+    assert load_checkpoint(tmp_path / "parts" / CHECKPOINT).step == 2
+    parts = train("parts")
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, msg=name)

@@ -224,13 +224,30 @@ def write_report(
     tuple of Path
         The two files.
     """
+    return write_pages(
+        folder,
+        facts=report_json(result, machine=machine, command=command),
+        page=report_html(result, machine=machine, command=command),
+    )
+
+
+def write_pages(folder: Path, *, facts: Json, page: str) -> tuple[Path, Path]:
+    """Write report.json and report.html of any report; return their paths.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when it does not exist.
+    facts : object
+        JSON without inf and nan.
+    page : str
+        HTML.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     json_path, html_path = folder / "report.json", folder / "report.html"
-    facts = report_json(result, machine=machine, command=command)
     write_atomically(
         json_path,
         json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False).encode(),
     )
-    page = report_html(result, machine=machine, command=command)
     write_atomically(html_path, page.encode())
     return json_path, html_path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,8 @@ import jinja2
 from edgeloc_tools.evaluate import text
 from edgeloc_tools.evaluate.draw import jpeg_bytes
 from edgeloc_tools.evaluate.plots import render
-from edgeloc_tools.evaluate.report import data_uri
+from edgeloc_tools.evaluate.report import data_uri, write_pages
 from edgeloc_tools.evaluate.result import Json, json_value
-from edgeloc_tools.files import write_atomically
 from edgeloc_tools.learn.quantize_pictures import draw_gate, draw_sensitivity
 from edgeloc_tools.learn.quantize_run import (
     WEIGHT_BITS,
@@ -281,13 +279,8 @@ def write_report(
     tuple of Path
         The two files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    json_path, html_path = folder / "report.json", folder / "report.html"
-    facts = report_json(result, machine=machine, command=command)
-    write_atomically(
-        json_path,
-        json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False).encode(),
+    return write_pages(
+        folder,
+        facts=report_json(result, machine=machine, command=command),
+        page=report_html(result, machine=machine, command=command),
     )
-    page = report_html(result, machine=machine, command=command)
-    write_atomically(html_path, page.encode())
-    return json_path, html_path

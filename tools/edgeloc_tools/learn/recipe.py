@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from edgeloc.config import load_config_file
 from edgeloc.errors import ConfigError
 from edgeloc_tools.learn.photo_pairs import ViewOptions
 
@@ -143,13 +142,7 @@ def load_recipe(path: Path | None, kind: type[T], changes: Mapping[str, Any]) ->
     ConfigError
         When the file is not readable, or names something that a recipe has not.
     """
-    table: dict[str, Any] = {}
-    if path is not None:
-        tomllib = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-            raise ConfigError(f"{path}: {exc}") from exc
+    table = {} if path is None else load_config_file(path)
     table.update(changes)
     return _filled(kind, table, where=str(path or "recipe"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from edgeloc_tools.learn.checkpoint import begin_with
 from edgeloc_tools.learn.losses import (
@@ -23,7 +23,7 @@ from edgeloc_tools.learn.photo_pairs import Pair, Photo, load_photo, photo_pair
 from edgeloc_tools.learn.posed_frames import PosedFrames
 from edgeloc_tools.learn.posed_pairs import posed_pair
 from edgeloc_tools.learn.recipe import FeatureRecipe
-from edgeloc_tools.learn.train_loop import Run, one_thread
+from edgeloc_tools.learn.train_loop import Run, batches
 from edgeloc_tools.progress import Progress, silent, track
 
 
@@ -178,14 +178,13 @@ def train_features(
     )
     if run.done < recipe.steps:
         loaded = [load_photo(path) for path in track(photos, "photos", progress)]
-        loader = DataLoader(
-            FeaturePairs(loaded, recipe, frames=frames, first=run.done * recipe.batch),
-            batch_size=recipe.batch,
-            num_workers=recipe.workers,
-            worker_init_fn=one_thread if recipe.workers else None,
-            prefetch_factor=4 if recipe.workers else None,
+        pairs = FeaturePairs(
+            loaded, recipe, frames=frames, first=run.done * recipe.batch
         )
-        run.run(loader, lambda batch: feature_losses(net, batch, recipe))
+        run.run(
+            batches(pairs, size=recipe.batch, workers=recipe.workers),
+            lambda batch: feature_losses(net, batch, recipe),
+        )
     average = run.average
     assert isinstance(average, FeatureNet)
     return average

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from edgeloc.clock import Clock, MonotonicClock
 from edgeloc.errors import ConfigError
@@ -33,10 +34,33 @@ _CHANGEABLE = frozenset({"threads", "workers", "checkpoint_every"})
 """What may differ between the parts of one run."""
 
 
-def one_thread(_worker: int) -> None:
+def _one_thread(_worker: int) -> None:
     """Keep a process that draws pairs to one thread."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+
+
+def batches(
+    pairs: Dataset[dict[str, np.ndarray]], *, size: int, workers: int
+) -> Iterable[Mapping[str, Tensor]]:
+    """Return what a data set draws, in order, in batches.
+
+    Parameters
+    ----------
+    pairs : Dataset
+        Its items are arrays by name.
+    size : int
+        Of a batch.
+    workers : int
+        Processes that draw; 0 = this one.
+    """
+    return DataLoader(
+        pairs,
+        batch_size=size,
+        num_workers=workers,
+        worker_init_fn=_one_thread if workers else None,
+        prefetch_factor=4 if workers else None,
+    )
 
 
 def one_cycle(done: float, *, warm_up: float = 0.05) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from edgeloc.types import Float32Array
 from edgeloc_tools.learn.checkpoint import begin_with
@@ -21,7 +21,7 @@ from edgeloc_tools.learn.photo_pairs import Photo, load_photo, photo_views
 from edgeloc_tools.learn.posed_frames import PosedFrames
 from edgeloc_tools.learn.posed_pairs import covisible_views
 from edgeloc_tools.learn.recipe import RetrievalRecipe
-from edgeloc_tools.learn.train_loop import Run, one_thread
+from edgeloc_tools.learn.train_loop import CHECKPOINT, Run, batches
 from edgeloc_tools.progress import Progress, silent, track
 
 _ASSIGN_SHARPNESS = 30.0
@@ -245,7 +245,8 @@ def train_retrieval(
     # would give each other away.
     net = net.eval()
     loaded = [load_photo(path) for path in track(photos, "photos", progress)]
-    begin_head(net, loaded, recipe)
+    if not (out / CHECKPOINT).exists():
+        begin_head(net, loaded, recipe)
     head = [p for name, p in net.named_parameters() if not name.startswith(TRUNK)]
     trunk = [p for name, p in net.named_parameters() if name.startswith(TRUNK)]
     run = Run(
@@ -263,14 +264,11 @@ def train_retrieval(
         progress=progress,
     )
     if run.done < recipe.steps:
-        loader = DataLoader(
-            PlaceViews(loaded, recipe, frames=frames, first=run.done * recipe.batch),
-            batch_size=recipe.batch,
-            num_workers=recipe.workers,
-            worker_init_fn=one_thread if recipe.workers else None,
-            prefetch_factor=4 if recipe.workers else None,
+        pairs = PlaceViews(loaded, recipe, frames=frames, first=run.done * recipe.batch)
+        run.run(
+            batches(pairs, size=recipe.batch, workers=recipe.workers),
+            lambda b: retrieval_losses(net, b, recipe),
         )
-        run.run(loader, lambda b: retrieval_losses(net, b, recipe))
     average = run.average
     assert isinstance(average, RetrievalNet)
     return average
