@@ -36,7 +36,6 @@ _CHANGEABLE = frozenset({"threads", "workers", "checkpoint_every"})
 
 def _one_thread(_worker: int) -> None:
     """Keep a process that draws pairs to one thread."""
-    cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
 
@@ -54,6 +53,10 @@ def batches(
     workers : int
         Processes that draw; 0 = this one.
     """
+    if workers:
+        # Here and not in the workers: a forked process that puts an end to OpenCV's
+        # threads waits for ever for those that only its parent has.
+        cv2.setNumThreads(1)
     return DataLoader(
         pairs,
         batch_size=size,
