@@ -69,6 +69,8 @@ class RunConfig:
         Of each network on the CPU.
     out : tuple of str
         Sinks.
+    metrics : str or None
+        Where Prometheus fetches numbers, see `edgeloc.runtime.metrics_server`.
     max_frames : int or None
         Stop after that many records.
     max_keypoints : int or None
@@ -91,6 +93,7 @@ class RunConfig:
     backend: str = "auto"
     threads: int = 1
     out: tuple[str, ...] = ("jsonl:-",)
+    metrics: str | None = None
     max_frames: int | None = None
     max_keypoints: int | None = None
     seed: int = 0
@@ -202,6 +205,7 @@ _CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "backend": _choice(BACKEND_CHOICES),
     "threads": _whole(1, 256),
     "out": _texts,
+    "metrics": _text,
     "max_frames": _whole(1),
     "max_keypoints": _whole(1, 1_000_000),
     "seed": _whole(0),

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from edgeloc import __version__
 from edgeloc.errors import EdgelocError
+from edgeloc.runtime.status_line import CLEAR_LINE
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -71,7 +72,9 @@ def set_up_logging(prog: str, *, quiet: bool, debug: bool) -> None:
     if debug:
         level = "DEBUG"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(f"{prog}: %(message)s"))
+    # What is logged takes the place of a status line, which comes again below.
+    clear = CLEAR_LINE if sys.stderr.isatty() else ""
+    handler.setFormatter(logging.Formatter(f"{clear}{prog}: %(message)s"))
     logger = logging.getLogger("edgeloc")
     logger.handlers = [handler]
     logger.propagate = False

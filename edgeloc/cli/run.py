@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from edgeloc import __version__
 from edgeloc.cli.common import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from edgeloc.clock import Clock
     from edgeloc.runtime.estimator import Estimator, EstimatorOptions
     from edgeloc.runtime.frame_source import FrameSource
-    from edgeloc.runtime.telemetry import RunSummary
+    from edgeloc.runtime.telemetry import Telemetry
     from edgeloc.tiles.reader import Site
     from edgeloc.types import CameraModel
 
@@ -157,6 +157,12 @@ def build_parser() -> argparse.ArgumentParser:
         "SINK",
         "where records go; may be given several times (default: jsonl:-)",
         action="append",
+    )
+    add(
+        "--metrics",
+        "PORT",
+        "serve numbers for Prometheus at http://127.0.0.1:PORT/metrics; HOST:PORT "
+        "listens elsewhere",
     )
     add("--max-frames", "N", "stop after N records")
     add("--max-keypoints", "N", "features per frame (default: as the map was built)")
@@ -307,8 +313,9 @@ def _run(config: RunConfig) -> int:
         RealtimeFeed,
     )
     from edgeloc.runtime.loop import LoopOptions, run_loop
+    from edgeloc.runtime.reporter import Reporter
     from edgeloc.runtime.sinks import open_sinks
-    from edgeloc.runtime.telemetry import RunSummary
+    from edgeloc.runtime.telemetry import Telemetry
 
     clock = MonotonicClock()
     estimator_options = _estimator_options(config)
@@ -324,6 +331,14 @@ def _run(config: RunConfig) -> int:
         sinks = open_sinks(config.out, clock=clock)
         for sink in sinks:
             stack.callback(sink.close)
+        telemetry = Telemetry()
+        reporter = Reporter(
+            telemetry,
+            clock=clock,
+            terminal=_status_terminal(config),
+            metrics=config.metrics,
+        )
+        stack.callback(reporter.close)
         estimator = _make_estimator(estimator_options, site, camera, clock)
         _log.info(
             "%s: %s %dx%d, map %s, pace %s, %s",
@@ -335,14 +350,14 @@ def _run(config: RunConfig) -> int:
             "no deadline" if budget_ns is None else f"budget {budget_ns / 1e6:g} ms",
         )
         _log.debug("options: %s", json.dumps(config.as_options()))
-        summary = RunSummary()
-        stack.callback(_log_summary, summary)
+        stack.callback(_log_summary, telemetry)
         stack.enter_context(_frozen_garbage())
         stop = stack.enter_context(_stop_on_signals())
+        reporter.ready()
         run_loop(
             feed,
             estimator,
-            sinks,
+            [*sinks, reporter],
             LoopOptions(
                 budget_ns=budget_ns,
                 from_capture=pace == "realtime" or source.live,
@@ -353,13 +368,19 @@ def _run(config: RunConfig) -> int:
             ),
             clock=clock,
             stop=stop,
-            summary=summary,
+            telemetry=telemetry,
         )
     return EXIT_OK
 
 
-def _log_summary(summary: RunSummary) -> None:
-    for line in summary.lines():
+def _status_terminal(config: RunConfig) -> TextIO | None:
+    """Return where the status line goes: not between records on the same screen."""
+    records_on_screen = "jsonl:-" in config.out and sys.stdout.isatty()
+    return None if config.quiet or records_on_screen else sys.stderr
+
+
+def _log_summary(telemetry: Telemetry) -> None:
+    for line in telemetry.summary_lines():
         _log.info("%s", line)
 
 

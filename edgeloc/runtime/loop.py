@@ -12,7 +12,7 @@ from edgeloc.clock import Clock
 from edgeloc.runtime.capture import FrameFeed
 from edgeloc.runtime.frame_source import AnyFrame, UnreadableFrame
 from edgeloc.runtime.sinks import Sink, record_from_estimate
-from edgeloc.runtime.telemetry import RepeatedWarning, RunSummary
+from edgeloc.runtime.telemetry import RepeatedWarning, Telemetry
 from edgeloc.types import (
     Cause,
     Frame,
@@ -119,7 +119,7 @@ def run_loop(
     *,
     clock: Clock,
     stop: threading.Event,
-    summary: RunSummary,
+    telemetry: Telemetry,
 ) -> None:
     """Answer frames until they end, `stop` is set or nobody reads any more.
 
@@ -137,7 +137,7 @@ def run_loop(
         Of the budgets.
     stop : threading.Event
         Set by a signal; the frame in work is finished.
-    summary : RunSummary
+    telemetry : Telemetry
         Filled as the run goes, so that it is there whatever ends the run.
 
     Raises
@@ -148,7 +148,7 @@ def run_loop(
     unreadable = RepeatedWarning(_log, clock)
     budget_ns = _NO_DEADLINE_NS if options.budget_ns is None else options.budget_ns
     feed.begin()
-    while options.max_frames is None or summary.num_frames < options.max_frames:
+    while options.max_frames is None or telemetry.num_frames < options.max_frames:
         frame = feed.next(stop)
         if frame is None:
             break
@@ -167,9 +167,9 @@ def run_loop(
         record = record_from_estimate(estimate, source=frame.source)
         if options.fixed:
             clock.sleep_until_ns(budget.deadline_ns)
-        summary.add(estimate)
-        summary.num_unreadable = unreadable.count
-        summary.num_dropped = feed.num_dropped
+        telemetry.add(estimate)
+        telemetry.num_unreadable = unreadable.count
+        telemetry.num_dropped = feed.num_dropped
         if not _emit(sinks, estimate, record):
             _log.info("standard output was closed: ending")
             break
