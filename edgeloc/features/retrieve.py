@@ -8,6 +8,7 @@ from typing import Protocol
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from edgeloc.types import ByteArray, Float32Array, IntArray, RetrievalResult
 
@@ -175,6 +176,11 @@ def train_vlad(
         projection=projection,
         centroids=np.asarray(centroids, np.float32),
     )
+
+
+def decode_global_codes(codes: npt.NDArray[np.generic]) -> Float32Array:
+    """Return global descriptors, float32, from the form that a site stores."""
+    return np.asarray(codes, dtype=np.float32)
 
 
 def search(

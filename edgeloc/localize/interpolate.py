@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgeloc.features.retrieve import decode_global_codes
 from edgeloc.geometry.se3 import mean_rotation, rotation_angle_rad
 from edgeloc.localize.candidate import Candidate
 from edgeloc.tiles.layout import KeyframeTable
@@ -24,6 +25,8 @@ from edgeloc.types import (
     Rigid3,
     Rung,
 )
+
+_NEAR_CHUNK = 256
 
 WEIGHTINGS = ("ewb", "bdi", "csi")
 
@@ -240,7 +243,7 @@ def interpolate_pose(
         return lost
     idx = keyframes.index_of(retrieved.keyframe_ids[: options.num_keyframes])
     scores = retrieved.scores[: options.num_keyframes]
-    centers, rotations = keyframes.centers_of(idx), keyframes.R[idx]
+    centers, rotations = keyframes.centers_of(idx), keyframes.rotations_of(idx)
     keep = consistent_keyframes(
         centers,
         rotations,
@@ -251,7 +254,7 @@ def interpolate_pose(
         max_angle_deg=options.max_angle_deg,
     )
     idx, centers, rotations = idx[keep], centers[keep], rotations[keep]
-    descriptors = keyframes.global_descriptors[idx]
+    descriptors = decode_global_codes(keyframes.global_codes[idx])
     if options.weighting == "ewb":
         weights = equal_weights(descriptors)
     elif options.weighting == "bdi":
@@ -328,8 +331,14 @@ def keyframe_spacing(centers: FloatArray) -> float:
 
 def nearest_keyframes(keyframes: KeyframeTable, pose: Rigid3, *, k: int) -> IntArray:
     """Return the ids of the keyframes nearest to a pose that look the same way."""
-    forward = keyframes.R[:, 2, :] @ pose.R[2]
     distance = np.linalg.norm(keyframes.centers - pose.origin_in_a, axis=1)
-    cost = np.where(forward > 0.5, distance, np.inf)
-    order = np.argsort(cost, kind="stable")[:k]
-    return keyframes.keyframe_ids[order[np.isfinite(cost[order])]]
+    order = np.argsort(distance, kind="stable")
+    found = np.zeros(0, np.int64)
+    # Rotations are decoded when they are asked for: the nearest ones will mostly do.
+    for start in range(0, len(order), _NEAR_CHUNK):
+        idx = order[start : start + _NEAR_CHUNK]
+        forward = keyframes.rotations_of(idx)[:, 2, :] @ pose.R[2]
+        found = np.concatenate([found, idx[forward > 0.5]])
+        if len(found) >= k:
+            break
+    return keyframes.keyframe_ids[found[:k]]

@@ -11,7 +11,7 @@ from edgeloc.clock import Clock, MonotonicClock
 from edgeloc.errors import ConfigError, MapError, ModelError, TileFormatError
 from edgeloc.features.extract import extract_prepared, prepare_image
 from edgeloc.features.family import FeatureFamily
-from edgeloc.features.retrieve import search
+from edgeloc.features.retrieve import decode_global_codes, search
 from edgeloc.geometry.camera import project
 from edgeloc.inference.backend import BackendOptions
 from edgeloc.localize.candidate import Candidate, FrameTrace, Query
@@ -167,6 +167,7 @@ class Estimator:
         structure = self._options.structure or structure_for(self._family)
         pnp = replace(structure.pnp, seed=self._options.seed)
         self._structure = replace(structure, pnp=pnp)
+        self._global_descriptors = decode_global_codes(site.keyframes.global_codes)
         self._tiles = TileCache(site, max_bytes=self._options.cache_bytes)
         self._timer = StageTimer(self._clock)
         self._last_fix: Rigid3 | None = None
@@ -220,7 +221,7 @@ class Estimator:
             camera=self._camera,
             features=features,
             descriptors=self._family.decode(features.descriptors),
-            global_descriptor=keyframes.global_descriptors[0],
+            global_descriptor=self._global_descriptors[0],
         )
         self._relocalize(query, retrieved)
 
@@ -335,7 +336,7 @@ class Estimator:
         found = search(
             query.global_descriptor,
             keyframe_ids=keyframes.keyframe_ids,
-            global_descriptors=keyframes.global_descriptors,
+            global_descriptors=self._global_descriptors,
             k=self._options.num_retrieved,
         )
         if self._last_fix is None:
@@ -344,8 +345,7 @@ class Estimator:
         near = nearest_keyframes(keyframes, self._last_fix, k=3)
         near = near[~np.isin(near, found.keyframe_ids)]
         scores = (
-            keyframes.global_descriptors[keyframes.index_of(near)]
-            @ query.global_descriptor
+            self._global_descriptors[keyframes.index_of(near)] @ query.global_descriptor
         )
         order = np.argsort(-scores, kind="stable")
         floor = found.scores[-1:] if len(found) else np.zeros(1, np.float32)

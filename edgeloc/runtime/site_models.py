@@ -88,7 +88,7 @@ def open_site_retrieval(
             retrieval = VladModel.from_arrays(site.retrieval_arrays)
         except ValueError as exc:
             raise MapError(f"{site.path}: {exc}; build the site again") from exc
-    dim = site.keyframes.global_descriptors.shape[1]
+    dim = site.keyframes.global_codes.shape[1]
     if retrieval.dim != dim:
         raise MapModelMismatchError(
             f"{site.path}: global descriptors have {dim} elements, the retrieval "

@@ -58,23 +58,25 @@ def _check_keyframes(keyframes: KeyframeTable, cameras: set[str]) -> None:
         len(keyframes.camera_ids) == num and set(keyframes.camera_ids) <= cameras,
         "keyframes.camera_ids must name one of the site's cameras for each keyframe",
     )
-    _require_shape(keyframes.R, (num, 3, 3), name="keyframes.R")
-    _require_bounded(keyframes.R, -1.1, 1.1, name="keyframes.R")
-    gram = keyframes.R @ np.swapaxes(keyframes.R, 1, 2)
+    R = keyframes.R
+    _require_shape(R, (num, 3, 3), name="keyframes.R")
+    _require_bounded(R, -1.1, 1.1, name="keyframes.R")
+    gram = R @ np.swapaxes(R, 1, 2)
     _require(
-        np.all(np.abs(gram - np.eye(3)) < 1e-6)
-        and np.all(np.linalg.det(keyframes.R) > 0),
+        np.all(np.abs(gram - np.eye(3)) < 1e-6) and np.all(np.linalg.det(R) > 0),
         "keyframes.R must be rotations",
     )
-    _require_shape(keyframes.t, (num, 3), name="keyframes.t")
-    _require_bounded(keyframes.t, -MAX_COORDINATE, MAX_COORDINATE, name="keyframes.t")
-    global_descriptors = keyframes.global_descriptors
+    t = keyframes.t
+    _require_shape(t, (num, 3), name="keyframes.t")
+    _require_bounded(t, -MAX_COORDINATE, MAX_COORDINATE, name="keyframes.t")
+    global_codes = keyframes.global_codes
     _require(
-        global_descriptors.ndim == 2 and len(global_descriptors) == num,
-        f"keyframes.global_descriptors has shape {global_descriptors.shape}, "
-        f"expected ({num}, G)",
+        global_codes.ndim == 2 and len(global_codes) == num,
+        f"keyframes.global_codes has shape {global_codes.shape}, expected ({num}, G)",
     )
-    _require_bounded(global_descriptors, -1.0, 1.0, name="keyframes.global_descriptors")
+    _require_bounded(
+        np.asarray(global_codes, np.float32), -1.0, 1.0, name="keyframes.global_codes"
+    )
 
 
 def _check_landmarks(landmarks: LandmarkTable, contents: SiteContents) -> None:

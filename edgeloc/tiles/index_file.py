@@ -13,7 +13,7 @@ from edgeloc.errors import TileFormatError
 from edgeloc.geometry.se3 import quat_from_rotation
 from edgeloc.tiles import codec
 from edgeloc.tiles.container import FileKind, Section, pack, unpack
-from edgeloc.tiles.layout import KeyframeTable
+from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.tiles.manifest import SiteManifest
 from edgeloc.types import Float32Array, FloatArray, IntArray
 
@@ -60,7 +60,7 @@ def encode_index(index: Index, camera_ids: tuple[str, ...]) -> bytes:
     keyframes = index.keyframes
     camera_idx = {camera_id: i for i, camera_id in enumerate(camera_ids)}
     quats = [quat_from_rotation(R) for R in keyframes.R]
-    num, dim = keyframes.global_descriptors.shape
+    num, dim = keyframes.global_codes.shape
     arrays = b"".join(
         codec.encode_raw(index.retrieval_arrays[name], "<f4")[1]
         for name in sorted(index.retrieval_arrays)
@@ -72,7 +72,7 @@ def encode_index(index: Index, camera_ids: tuple[str, ...]) -> bytes:
         "KTIL": codec.encode_raw(index.keyframe_tile_idx, "<u4"),
         "QUAT": codec.encode_raw(quats, "<f8"),
         "TRAN": codec.encode_raw(keyframes.t, "<f8"),
-        "GDSC": codec.encode_half(keyframes.global_descriptors),
+        "GDSC": codec.encode_half(np.asarray(keyframes.global_codes, np.float32)),
         "RARR": (int(codec.Codec.RAW), arrays),
     }
     return pack(FileKind.INDEX, sections)
@@ -165,9 +165,8 @@ def decode_index(data: bytes, manifest: SiteManifest) -> Index:
         keyframes=KeyframeTable(
             keyframe_ids=keyframe_ids,
             camera_ids=tuple(cameras[i] for i in camera_idx.tolist()),
-            R=_rotations_from_quats(quats),
-            t=t.reshape(-1, 3),
-            global_descriptors=descriptors.reshape(num, dim),
+            poses=PoseArrays(R=_rotations_from_quats(quats), t=t.reshape(-1, 3)),
+            global_codes=descriptors.reshape(num, dim),
         ),
         keyframe_tile_idx=tile_idx,
         retrieval_arrays=_decode_arrays(

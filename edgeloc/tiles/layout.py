@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +56,46 @@ class SiteModel:
     network: bytes
 
 
-def _centers(R: FloatArray, t: FloatArray) -> FloatArray:
-    return np.asarray(-np.einsum("kji,kj->ki", R, t))
+class KeyframePoses(Protocol):
+    """Poses of keyframes, ``cam_from_world``, given on demand by their indices."""
+
+    def __len__(self) -> int: ...
+
+    def rotations_of(self, keyframe_idx: IntArray) -> FloatArray:
+        """Return rotations of ``cam_from_world``, (n, 3, 3)."""
+        ...
+
+    def centers_of(self, keyframe_idx: IntArray) -> FloatArray:
+        """Return camera centres in the world, (n, 3), m."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PoseArrays:
+    """Poses in memory, as a builder has them.
+
+    Parameters
+    ----------
+    R : ndarray of shape (K, 3, 3), float64
+        Rotations of ``cam_from_world``.
+    t : ndarray of shape (K, 3), float64
+        Translations of ``cam_from_world``.
+    """
+
+    R: FloatArray
+    t: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.R)
+
+    def rotations_of(self, keyframe_idx: IntArray) -> FloatArray:
+        """Return rotations of ``cam_from_world``, (n, 3, 3)."""
+        return np.asarray(self.R[keyframe_idx])
+
+    def centers_of(self, keyframe_idx: IntArray) -> FloatArray:
+        """Return camera centres in the world, (n, 3), m."""
+        R, t = self.R[keyframe_idx], self.t[keyframe_idx]
+        return np.asarray(-np.einsum("kji,kj->ki", R, t))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,38 +105,52 @@ class KeyframeTable:
     Parameters
     ----------
     keyframe_ids : ndarray of shape (K,), int64
-        Ascending, unique.
-    camera_ids : tuple of str
+        Unique, not negative.
+    camera_ids : sequence of str
         Key into the site's cameras, one per keyframe.
-    R : ndarray of shape (K, 3, 3), float64
-        Rotations of ``cam_from_world``.
-    t : ndarray of shape (K, 3), float64
-        Translations of ``cam_from_world``.
-    global_descriptors : ndarray of shape (K, G), float32
-        L2-normalised.
+    poses : KeyframePoses
+        In memory, or decoded when they are asked for.
+    global_codes : ndarray of shape (K, G)
+        Global descriptors in their stored form, maybe mapped from disk. How they are
+        decoded is the business of who made them.
     """
 
     keyframe_ids: IntArray
-    camera_ids: tuple[str, ...]
-    R: FloatArray
-    t: FloatArray
-    global_descriptors: Float32Array
+    camera_ids: Sequence[str]
+    poses: KeyframePoses
+    global_codes: npt.NDArray[np.generic]
 
     def __len__(self) -> int:
         return len(self.keyframe_ids)
 
     def cam_from_world(self, keyframe_idx: int) -> Rigid3:
         """Return the pose of one keyframe, by its index."""
-        return Rigid3(R=self.R[keyframe_idx], t=self.t[keyframe_idx])
+        idx = np.array([keyframe_idx])
+        [R], [center] = self.poses.rotations_of(idx), self.poses.centers_of(idx)
+        return Rigid3(R=R, t=-R @ center)
+
+    @property
+    def R(self) -> FloatArray:
+        """Rotations of ``cam_from_world`` of all keyframes, (K, 3, 3)."""
+        return self.poses.rotations_of(np.arange(len(self)))
+
+    @property
+    def t(self) -> FloatArray:
+        """Translations of ``cam_from_world`` of all keyframes, (K, 3), m."""
+        return np.asarray(-np.einsum("kij,kj->ki", self.R, self.centers))
 
     @property
     def centers(self) -> FloatArray:
-        """Camera centres in the world, (K, 3), m."""
-        return _centers(self.R, self.t)
+        """Camera centres of all keyframes, (K, 3), m."""
+        return self.poses.centers_of(np.arange(len(self)))
 
     def centers_of(self, keyframe_idx: IntArray) -> FloatArray:
         """Return the camera centres of a few keyframes, by their indices, (n, 3), m."""
-        return _centers(self.R[keyframe_idx], self.t[keyframe_idx])
+        return self.poses.centers_of(keyframe_idx)
+
+    def rotations_of(self, keyframe_idx: IntArray) -> FloatArray:
+        """Return rotations of ``cam_from_world`` of a few keyframes, (n, 3, 3)."""
+        return self.poses.rotations_of(keyframe_idx)
 
     def index_of(self, keyframe_ids: IntArray) -> IntArray:
         """Return the indices of ids; `KeyError` for one that does not exist."""

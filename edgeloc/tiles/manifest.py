@@ -340,7 +340,7 @@ def encode_manifest(
             else {key: float(value) for key, value in geo.items()},
             "build": dict(contents.build),
             "num_keyframes": len(contents.keyframes),
-            "global_descriptor_dim": contents.keyframes.global_descriptors.shape[1],
+            "global_descriptor_dim": contents.keyframes.global_codes.shape[1],
             "retrieval_arrays": {
                 name: list(np.shape(array))
                 for name, array in contents.retrieval_arrays.items()

@@ -15,7 +15,7 @@ from edgeloc.errors import DatasetError
 from edgeloc.geometry.se3 import exp_so3
 from edgeloc.localize.candidate import Candidate, FrameTrace
 from edgeloc.runtime.estimator import EstimatorOptions
-from edgeloc.tiles.layout import KeyframeTable
+from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import (
     CameraModel,
     Cause,
@@ -131,9 +131,11 @@ def site(tmp_path, monkeypatch):
         keyframes=KeyframeTable(
             keyframe_ids=np.array([10, 20]),
             camera_ids=("cam", "cam"),
-            R=np.stack([np.eye(3), np.eye(3)]),
-            t=np.array([[0.0, 0, 0], [-100.0, 0, 0]]),
-            global_descriptors=np.ones((2, 1), np.float32),
+            poses=PoseArrays(
+                R=np.stack([np.eye(3), np.eye(3)]),
+                t=np.array([[0.0, 0, 0], [-100.0, 0, 0]]),
+            ),
+            global_codes=np.ones((2, 1), np.float32),
         ),
     )
 

@@ -15,7 +15,7 @@ from edgeloc.localize.interpolate import (
     keyframe_spacing,
     nearest_keyframes,
 )
-from edgeloc.tiles.layout import KeyframeTable
+from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import PoseStatus, RetrievalResult, Rigid3, Rung
 
 CALIBRATION = CoarseCalibration(
@@ -34,14 +34,13 @@ def table(centers, descriptors, rotations=None):
     return KeyframeTable(
         keyframe_ids=np.arange(10, 10 + len(centers)),
         camera_ids=("c",) * len(centers),
-        R=rotations,
-        t=-np.einsum("kij,kj->ki", rotations, centers),
-        global_descriptors=descriptors,
+        poses=PoseArrays(R=rotations, t=-np.einsum("kij,kj->ki", rotations, centers)),
+        global_codes=descriptors,
     )
 
 
 def retrieve(query, keyframes):
-    scores = keyframes.global_descriptors @ query
+    scores = keyframes.global_codes @ query
     order = np.argsort(-scores)
     return RetrievalResult(
         keyframe_ids=keyframes.keyframe_ids[order], scores=scores[order]

@@ -133,8 +133,8 @@ def test_coarse_calibration_is_that_of_the_walk(orb_site):
     assert np.deg2rad(1.0) < coarse.rotation_sigma_rad < np.deg2rad(30.0)
     best = [
         max(
-            float(orb_site.site.keyframes.global_descriptors[k] @ other)
-            for j, other in enumerate(orb_site.site.keyframes.global_descriptors)
+            float(orb_site.site.keyframes.global_codes[k] @ other)
+            for j, other in enumerate(orb_site.site.keyframes.global_codes)
             if j != k
         )
         for k in range(len(centers))

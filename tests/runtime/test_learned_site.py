@@ -139,7 +139,7 @@ def test_a_site_of_another_model_is_refused(built):
         open_site_retrieval(bare)
     keyframes = replace(
         built.site.keyframes,
-        global_descriptors=built.site.keyframes.global_descriptors[:, :-1],
+        global_codes=built.site.keyframes.global_codes[:, :-1],
     )
     with pytest.raises(MapModelMismatchError, match="global descriptors have 191 elem"):
         open_site_retrieval(replace(built.site, keyframes=keyframes), options=CPU)

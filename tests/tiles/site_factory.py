@@ -17,6 +17,7 @@ from edgeloc.tiles.layout import (
     FamilySpec,
     KeyframeTable,
     LandmarkTable,
+    PoseArrays,
     SiteContents,
 )
 from edgeloc.tiles.manifest import seal
@@ -68,9 +69,10 @@ def make_contents(
         keyframes=KeyframeTable(
             keyframe_ids=ids.astype(np.int64),
             camera_ids=tuple(rng.choice(["left", "Rechts"], num_keyframes).tolist()),
-            R=rotations,
-            t=-np.einsum("kij,kj->ki", rotations, centers),
-            global_descriptors=global_descriptors.astype(np.float32),
+            poses=PoseArrays(
+                R=rotations, t=-np.einsum("kij,kj->ki", rotations, centers)
+            ),
+            global_codes=global_descriptors.astype(np.float32),
         ),
         landmarks=LandmarkTable(
             points3D=points3D,
@@ -93,6 +95,12 @@ def make_contents(
         },
         build={"tool": "edgeloc-build 0.1", "num_images": 3, "rmse_px": 0.75},
     )
+
+
+def with_poses(keyframes: KeyframeTable, **change: np.ndarray) -> KeyframeTable:
+    """The table with other rotations or translations."""
+    poses = PoseArrays(**{"R": keyframes.R, "t": keyframes.t, **change})
+    return replace(keyframes, poses=poses)
 
 
 def landmark_of(descriptor: np.ndarray) -> int:

@@ -74,7 +74,7 @@ def check_index(index: Index, site: Site) -> None:
     assert set(keyframes.camera_ids) <= set(site.manifest.cameras)
     assert np.all(index.keyframe_tile_idx == 0)
     assert np.all(np.isfinite(keyframes.centers))
-    assert np.all(np.isfinite(keyframes.global_descriptors))
+    assert np.all(np.isfinite(keyframes.global_codes))
     for i in range(len(keyframes)):
         keyframes.cam_from_world(i)
     assert all(np.all(np.isfinite(a)) for a in index.retrieval_arrays.values())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from site_factory import landmark_of, make_contents
+from site_factory import landmark_of, make_contents, with_poses
 
 from edgeloc.tiles import tile_file
 from edgeloc.tiles.container import FileKind, unpack
@@ -36,11 +36,11 @@ def assert_same(contents: SiteContents, site: Site) -> None:
     keyframes, expected = site.keyframes, contents.keyframes
     assert np.array_equal(keyframes.keyframe_ids, expected.keyframe_ids)
     assert keyframes.camera_ids == expected.camera_ids
-    assert np.array_equal(keyframes.t, expected.t)
+    assert np.allclose(keyframes.t, expected.t, rtol=1e-14, atol=1e-14)
     assert np.abs(keyframes.R - expected.R).max() < 1e-14
-    difference = keyframes.global_descriptors - expected.global_descriptors
+    difference = keyframes.global_codes - expected.global_codes
     assert np.abs(difference).max() <= 2.0**-12
-    assert keyframes.global_descriptors.dtype == np.float32
+    assert keyframes.global_codes.dtype == np.float32
     assert site.retrieval_arrays.keys() == contents.retrieval_arrays.keys()
     for name, array in contents.retrieval_arrays.items():
         assert np.array_equal(site.retrieval_arrays[name], array)
@@ -163,7 +163,7 @@ def test_landmarks_without_descriptors_and_a_bare_site(tmp_path, rng):
             descriptors=contents.landmarks.descriptors[:1],
         ),
         keyframes=replace(
-            contents.keyframes, global_descriptors=np.zeros((3, 0), np.float32)
+            contents.keyframes, global_codes=np.zeros((3, 0), np.float32)
         ),
         retrieval_arrays={"empty": np.zeros((0, 7), np.float32)},
         gravity_in_world=None,
@@ -175,7 +175,7 @@ def test_landmarks_without_descriptors_and_a_bare_site(tmp_path, rng):
     write_site(tmp_path / "site", bare)
     site = open_site(tmp_path / "site", verify=True)
     assert site.read_tile(0).landmarks.descriptor_offsets.tolist() == [0, 0, 1, 1]
-    assert site.keyframes.global_descriptors.shape == (3, 0)
+    assert site.keyframes.global_codes.shape == (3, 0)
     assert site.retrieval_arrays["empty"].shape == (0, 7)
     assert site.manifest.gravity_in_world is None
     assert site.manifest.geo_reference is None
@@ -200,6 +200,6 @@ def test_rotations_near_the_ends_come_back(tmp_path, rng, angle_rad):
     R = np.array([[[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]])
     write_site(
         tmp_path / "site",
-        replace(contents, keyframes=replace(contents.keyframes, R=R)),
+        replace(contents, keyframes=with_poses(contents.keyframes, R=R)),
     )
     assert np.abs(open_site(tmp_path / "site").keyframes.R - R).max() < 1e-14

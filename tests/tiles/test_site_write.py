@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from site_factory import make_contents
+from site_factory import make_contents, with_poses
 
 from edgeloc.errors import MapError
 from edgeloc.tiles import writer
+from edgeloc.tiles.layout import PoseArrays
 from edgeloc.tiles.reader import open_site, verify_site
 from edgeloc.tiles.writer import write_site
 
@@ -63,7 +64,7 @@ def test_any_change_gives_another_map_id(tmp_path, contents):
         {"covariance_scale": 1.5},
         {"build": {}},
         {"landmarks": replace(contents.landmarks, sigmas=sigmas)},
-        {"keyframes": replace(contents.keyframes, t=contents.keyframes.t + 1e-9)},
+        {"keyframes": with_poses(contents.keyframes, t=contents.keyframes.t + 1e-9)},
     ):
         ids.add(write_site(tmp_path / "s", replace(contents, **change)).map_id)
     assert len(ids) == 7
@@ -83,9 +84,8 @@ def test_the_bytes_of_a_known_site_do_not_change(tmp_path):
             known.keyframes,
             keyframe_ids=np.array([5]),
             camera_ids=("left",),
-            R=np.eye(3)[None],
-            t=np.array([[1.0, 2.0, 3.0]]),
-            global_descriptors=np.array([[0.6, 0.8]], np.float32),
+            poses=PoseArrays(R=np.eye(3)[None], t=np.array([[1.0, 2.0, 3.0]])),
+            global_codes=np.array([[0.6, 0.8]], np.float32),
         ),
         landmarks=replace(
             known.landmarks,
@@ -215,6 +215,10 @@ def _keyframes(**change):
     return lambda c: replace(c, keyframes=replace(c.keyframes, **change))
 
 
+def _poses(**change):
+    return lambda c: replace(c, keyframes=with_poses(c.keyframes, **change))
+
+
 def _landmarks(**change):
     return lambda c: replace(c, landmarks=replace(c.landmarks, **change))
 
@@ -237,14 +241,14 @@ def _bad(array_name: str, value: float, table: str = "landmarks"):
         (_keyframes(keyframe_ids=np.array([0.0, 1, 2])), "must be integers"),
         (_keyframes(camera_ids=("left", "left", "up")), "must name one of the site's"),
         (_keyframes(camera_ids=("left", "left")), "must name one of the site's"),
-        (_keyframes(R=np.eye(3)), r"R has shape \(3, 3\), expected \(3, 3, 3\)"),
-        (_keyframes(R=np.array([2 * np.eye(3)] * 3)), "R must be finite and from"),
-        (_keyframes(R=np.array([0.9 * np.eye(3)] * 3)), "R must be rotations"),
-        (_keyframes(R=np.array([-np.eye(3)] * 3)), "R must be rotations"),
-        (_bad("t", np.nan, "keyframes"), "keyframes.t must be finite"),
-        (_bad("t", 1e9, "keyframes"), r"from -1e\+08 to 1e\+08"),
-        (_keyframes(global_descriptors=np.zeros(3, np.float32)), r"expected \(3, G\)"),
-        (_bad("global_descriptors", 2.0, "keyframes"), "finite and from -1 to 1"),
+        (_poses(R=np.eye(3)), r"R has shape \(3, 3\), expected \(3, 3, 3\)"),
+        (_poses(R=np.array([2 * np.eye(3)] * 3)), "R must be finite and from"),
+        (_poses(R=np.array([0.9 * np.eye(3)] * 3)), "R must be rotations"),
+        (_poses(R=np.array([-np.eye(3)] * 3)), "R must be rotations"),
+        (_poses(t=np.full((3, 3), np.nan)), "keyframes.t must be finite"),
+        (_poses(t=np.full((3, 3), 1e9)), r"from -1e\+08 to 1e\+08"),
+        (_keyframes(global_codes=np.zeros(3, np.float32)), r"expected \(3, G\)"),
+        (_bad("global_codes", 2.0, "keyframes"), "finite and from -1 to 1"),
         (_bad("points3D", np.nan), "landmarks.points3D must be finite"),
         (_bad("points3D", -2e8), "landmarks.points3D must be finite"),
         (_landmarks(sigmas=np.ones(3, np.float32)), r"sigmas has shape \(3,\)"),

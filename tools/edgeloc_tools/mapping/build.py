@@ -21,7 +21,13 @@ from edgeloc.geometry.triangulate import TriangulationOptions
 from edgeloc.inference.backend import BackendOptions
 from edgeloc.inference.manifest import encode_manifest, with_file
 from edgeloc.inference.network import Network
-from edgeloc.tiles.layout import FamilySpec, KeyframeTable, SiteContents, SiteModel
+from edgeloc.tiles.layout import (
+    FamilySpec,
+    KeyframeTable,
+    PoseArrays,
+    SiteContents,
+    SiteModel,
+)
 from edgeloc.tiles.reader import SiteManifest
 from edgeloc.tiles.writer import write_site
 from edgeloc.types import CameraModel, Float32Array, IntArray, Rigid3
@@ -285,9 +291,11 @@ def _keyframes(
     return KeyframeTable(
         keyframe_ids=np.arange(len(images), dtype=np.int64),
         camera_ids=tuple(i.camera_id for i in images),
-        R=np.stack([i.cam_from_world.R for i in images]),
-        t=np.stack([i.cam_from_world.t for i in images]),
-        global_descriptors=global_descriptors,
+        poses=PoseArrays(
+            R=np.stack([i.cam_from_world.R for i in images]),
+            t=np.stack([i.cam_from_world.t for i in images]),
+        ),
+        global_codes=global_descriptors,
     )
 
 

@@ -19,7 +19,7 @@ from edgeloc.localize.interpolate import (
     keyframe_spacing,
 )
 from edgeloc.localize.structure import relocalize, structure_for
-from edgeloc.tiles.layout import KeyframeTable
+from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import BoolArray, Features, Float32Array, IntArray, PoseStatus
 from edgeloc_tools.mapping.landmarks import LandmarkMap
 from edgeloc_tools.mapping.tracks import MappingImage
@@ -120,9 +120,11 @@ def calibrate(
         keyframes = KeyframeTable(
             keyframe_ids=np.array(kept, np.int64),
             camera_ids=tuple(images[i].camera_id for i in kept),
-            R=np.stack([images[i].cam_from_world.R for i in kept]),
-            t=np.stack([images[i].cam_from_world.t for i in kept]),
-            global_descriptors=global_descriptors[kept],
+            poses=PoseArrays(
+                R=np.stack([images[i].cam_from_world.R for i in kept]),
+                t=np.stack([images[i].cam_from_world.t for i in kept]),
+            ),
+            global_codes=global_descriptors[kept],
         )
         for idx in fold.tolist():
             image = images[idx]
@@ -130,7 +132,7 @@ def calibrate(
             retrieved = search(
                 query.global_descriptor,
                 keyframe_ids=keyframes.keyframe_ids,
-                global_descriptors=keyframes.global_descriptors,
+                global_descriptors=global_descriptors[kept],
                 k=num_retrieved,
             )
             mean = interpolate_pose(
