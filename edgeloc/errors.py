@@ -4,7 +4,8 @@ The tree::
 
     EdgelocError             70  anything else that went wrong in here
     ├── ConfigError           2  a wrong option, config key or input file
-    │   └── DatasetError      2  a recording that is wrong or partial
+    │   ├── DatasetError      2  a recording that is wrong or partial
+    │   └── LogFormatError    2  a log of a run that is not what LOG_FORMAT.md says
     ├── MapError              3  a site that cannot be used or built
     │   ├── TileFormatError   3  bytes on disk that are not what FORMAT.md says
     │   ├── TileMissingError  3  a tile that the site lists and the folder lacks
@@ -34,6 +35,10 @@ class ConfigError(EdgelocError):
 
 class DatasetError(ConfigError):
     """A recording is wrong or partial; the message names the file and the field."""
+
+
+class LogFormatError(ConfigError):
+    """A log of a run cannot be read; the message names the field."""
 
 
 class MapError(EdgelocError):

@@ -1,4 +1,4 @@
-"""Strict reading of JSON: a value is taken only as what it should be.
+"""Strict reading of JSON and msgpack: a value is taken only as what it should be.
 
 Every message names the field, as in ``tiles[3].bytes is -1, expected ...``.
 """
@@ -29,7 +29,7 @@ class Field:
     name : str
         Its place in the document, "" for the document itself.
     value : object
-        As `json.loads` gave it.
+        As `json.loads` or `msgpack.unpackb` gave it.
     error : type of EdgelocError
         What every method raises when the value is something else.
     """
@@ -52,6 +52,13 @@ class Field:
         if any("\ud800" <= character <= "\udfff" for character in value):
             self.fail("Unicode text")
         return value
+
+    def binary(self, low: int, high: int) -> bytes:
+        """Return binary data of `low` to `high` bytes; msgpack has it, JSON not."""
+        if not isinstance(self.value, bytes) or not low <= len(self.value) <= high:
+            size = f"{low}" if low == high else f"{low} to {high}"
+            self.fail(f"binary data of {size} bytes")
+        return self.value
 
     def choice(self, choices: Collection[str]) -> str:
         """Return one of a few texts."""

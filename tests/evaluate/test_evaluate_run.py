@@ -15,6 +15,7 @@ from edgeloc.errors import DatasetError
 from edgeloc.geometry.se3 import exp_so3
 from edgeloc.localize.candidate import Candidate, FrameTrace
 from edgeloc.runtime.estimator import EstimatorOptions
+from edgeloc.runtime.picture import deciding_candidate, matches_for_drawing
 from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import (
     CameraModel,
@@ -28,7 +29,6 @@ from edgeloc.types import (
 )
 from edgeloc_tools.datasets.recording import RecordedImage, Recording
 from edgeloc_tools.evaluate import run
-from edgeloc_tools.evaluate.explain import deciding_candidate, matches_for_drawing
 
 CAMERA = CameraModel(
     model="PINHOLE", width=32, height=24, params=(30.0, 30.0, 16.0, 12.0)

@@ -6,78 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeloc.geometry.camera import project
-from edgeloc.localize.candidate import Candidate, FrameTrace
+from edgeloc.localize.candidate import FrameTrace
+from edgeloc.runtime.picture import deciding_candidate, matches_for_drawing
 from edgeloc.tiles.layout import KeyframeTable
 from edgeloc.types import (
     BoolArray,
     CameraModel,
     Float32Array,
-    FloatArray,
     PoseEstimate,
     Rigid3,
 )
-
-
-def deciding_candidate(estimate: PoseEstimate, trace: FrameTrace) -> Candidate | None:
-    """Return the candidate whose matches explain an answer.
-
-    Parameters
-    ----------
-    estimate : PoseEstimate
-        The answer.
-    trace : FrameTrace
-        Of the same frame.
-
-    Returns
-    -------
-    Candidate or None
-        That of the rung which answered when it has matches; otherwise the one with
-        the most inliers, then matches: the better rung that failed. None when no
-        candidate has any.
-    """
-    with_matches = [c for c in trace.candidates.values() if c.num_matches > 0]
-    if not with_matches:
-        return None
-    return max(
-        with_matches,
-        key=lambda c: (c.rung is estimate.rung, c.num_inliers, c.num_matches),
-    )
-
-
-def matches_for_drawing(
-    candidate: Candidate | None, pose: Rigid3 | None, camera: CameraModel
-) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Return image points, projections of their landmarks, and which are inliers.
-
-    Parameters
-    ----------
-    candidate : Candidate or None
-        With the matches.
-    pose : Rigid3 or None
-        ``cam_from_world`` to project with.
-    camera : CameraModel
-        Intrinsics.
-
-    Returns
-    -------
-    points2D : ndarray of shape (M, 2), float64
-        Px, corner convention.
-    projected : ndarray of shape (M, 2), float64
-        NaN behind the camera and without a pose.
-    inlier_mask : ndarray of shape (M,), bool
-        All False when nothing was kept.
-    """
-    if candidate is None or candidate.matches is None:
-        return np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0, dtype=bool)
-    matches = candidate.matches
-    projected = np.full((len(matches), 2), np.nan)
-    if pose is not None and len(matches):
-        projected, _ = project(camera, pose.transform(matches.points3D))
-    inlier_mask = candidate.inlier_mask
-    if inlier_mask is None:
-        inlier_mask = np.zeros(len(matches), dtype=bool)
-    return matches.points2D, projected, inlier_mask
 
 
 def retrieved_with_distance(

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from edgeloc.geometry.camera import to_opencv_px
 from edgeloc.inference.network import Network
+from edgeloc.runtime.picture import GREEN_BGR, RED_BGR
 from edgeloc.types import ByteArray, FloatArray
-from edgeloc_tools.evaluate.draw import GREEN_BGR, RED_BGR
 from edgeloc_tools.evaluate.style import INK_COLOR, TRUTH_COLOR
 from edgeloc_tools.learn.agreement import INLIER_PX, FeatureProbe, match_pair
 from edgeloc_tools.learn.quantize_gate import GateScore
