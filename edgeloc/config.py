@@ -30,6 +30,7 @@ METHOD_CHOICES = (
     "regress",
 )
 PACE_CHOICES = ("realtime", "every")
+REALTIME_CHOICES = ("off", "auto", "require")
 BACKEND_CHOICES = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
 
 REALTIME_BUDGET_MS = 33.0
@@ -77,6 +78,12 @@ class RunConfig:
         Features per frame; None takes the site's number.
     seed : int
         Of RANSAC.
+    single_process : bool
+        Capture, estimator and publisher take turns in one process.
+    realtime : str
+        Whether to ask for real-time priority: "off", "auto" or "require".
+    cpus : str or None
+        Cores to run on, as in "2,4-5"; None for all.
     check, demo, quiet, debug : bool
         As on the command line.
     """
@@ -97,6 +104,9 @@ class RunConfig:
     max_frames: int | None = None
     max_keypoints: int | None = None
     seed: int = 0
+    single_process: bool = False
+    realtime: str = "auto"
+    cpus: str | None = None
     check: bool = False
     demo: bool = False
     quiet: bool = False
@@ -128,9 +138,33 @@ class RunConfig:
             )
         return None
 
+    def cpu_list(self) -> tuple[int, ...]:
+        """Return the cores of `cpus`; () for all."""
+        return () if self.cpus is None else parse_cpus(self.cpus)
+
     def as_options(self) -> dict[str, object]:
         """Return the resolved options by option name, for logs."""
         return {option_name(key): value for key, value in asdict(self).items()}
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """Return the numbers of a list such as "0,2-3".
+
+    Raises
+    ------
+    ValueError
+        When it is not one.
+    """
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise ValueError("must be a list of cores such as 2,4-5")
+        start, end = int(first), int(last or first)
+        if not start <= end < 4096:
+            raise ValueError("must be a list of cores such as 2,4-5")
+        numbers.update(range(start, end + 1))
+    return tuple(sorted(numbers))
 
 
 class _ValueProblemError(ValueError):
@@ -185,6 +219,16 @@ def _positive(maximum: float) -> Callable[[object], float]:
     return convert
 
 
+def _cpus(value: object) -> str:
+    # A single core is a number in TOML.
+    text = str(value) if type(value) is int else _text(value)
+    try:
+        parse_cpus(text)
+    except ValueError as exc:
+        raise _ValueProblemError(str(exc)) from exc
+    return text
+
+
 def _texts(value: object) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not items:
@@ -209,6 +253,9 @@ _CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "max_frames": _whole(1),
     "max_keypoints": _whole(1, 1_000_000),
     "seed": _whole(0),
+    "single_process": _flag,
+    "realtime": _choice(REALTIME_CHOICES),
+    "cpus": _cpus,
     "check": _flag,
     "demo": _flag,
     "quiet": _flag,
@@ -312,6 +359,11 @@ def _contradictions(config: RunConfig, problems: list[str]) -> None:
         config.budget_ns_at(config.pace or "realtime")  # None: the source will say
     except ConfigError as exc:
         problems.append(str(exc))
+    if config.single_process and config.realtime == "require":
+        problems.append(
+            "--realtime require is for processes of their own: leave --single-process "
+            "away"
+        )
     if config.quiet and config.debug:
         problems.append("--quiet and --debug exclude each other")
     if len(set(config.out)) != len(config.out):
@@ -351,3 +403,37 @@ def resolve_run_config(
     if problems:
         raise ConfigError("; ".join(problems))
     return config
+
+
+def config_from_options(
+    options: Mapping[str, object],
+) -> tuple[RunConfig, list[str]]:
+    """Return what `RunConfig.as_options` was made from, possibly by another version.
+
+    Parameters
+    ----------
+    options : mapping of str to object
+        From a log.
+
+    Returns
+    -------
+    config : RunConfig
+        With the defaults of this version where the other one had no such option.
+    unknown : list of str
+        Options that this version does not have.
+
+    Raises
+    ------
+    ConfigError
+        When a value is wrong.
+    """
+    known = {option_name(item.name) for item in fields(RunConfig)}
+    given = {key: value for key, value in options.items() if value is not None}
+    problems: list[str] = []
+    values: dict[str, Any] = {}
+    values |= _from_file(
+        {key: value for key, value in given.items() if key in known}, "log", problems
+    )
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return RunConfig(**values), sorted(set(given) - known)

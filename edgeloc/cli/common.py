@@ -90,6 +90,23 @@ def silence_opencv() -> None:
     set_level(0)
 
 
+def error_text(error: BaseException, *, debug: bool) -> str:
+    """Return one line about an error.
+
+    Parameters
+    ----------
+    error : BaseException
+        Any; one that is not `EdgelocError` is a bug and says so.
+    debug : bool
+        Whether the traceback is shown anyway.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, EdgelocError):
+        return text
+    text = f"internal error, {type(error).__name__}: {text}"
+    return text if debug else f"{text} (run again with --debug for the traceback)"
+
+
 class _ErrorBorder:
     """Turns every exception of a command into one line and an exit code."""
 
@@ -114,14 +131,10 @@ class _ErrorBorder:
         if isinstance(error, KeyboardInterrupt):
             self.exit_code = EXIT_INTERRUPTED
             return True
-        text = " ".join(str(error).split())
+        self.exit_code = EXIT_INTERNAL
         if isinstance(error, EdgelocError):
             self.exit_code = error.exit_code
-        else:
-            self.exit_code = EXIT_INTERNAL
-            text = f"internal error, {kind.__name__}: {text}"
-            if not self._debug:
-                text += " (run again with --debug for the traceback)"
+        text = error_text(error, debug=self._debug)
         print(f"{self._prog}: error: {text}", file=sys.stderr)
         return True
 

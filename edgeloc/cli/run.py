@@ -34,20 +34,20 @@ from edgeloc.config import (
     METHOD_CHOICES,
     PACE_CHOICES,
     REALTIME_BUDGET_MS,
+    REALTIME_CHOICES,
     RunConfig,
     resolve_run_config,
 )
 from edgeloc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeloc.clock import Clock
-    from edgeloc.runtime.estimator import Estimator, EstimatorOptions
     from edgeloc.runtime.frame_source import FrameSource
     from edgeloc.runtime.telemetry import Telemetry
-    from edgeloc.tiles.reader import Site
-    from edgeloc.types import CameraModel
 
 PROG = "edgeloc-run"
+
+WORKER = (sys.executable, "-m", "edgeloc.cli.worker")
+"""Starts a process of the run; tests put others in its place."""
 
 _log = logging.getLogger(__name__)
 
@@ -168,6 +168,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-keypoints", "N", "features per frame (default: as the map was built)")
     add("--seed", "N", f"of RANSAC (default: {default.seed})")
     flag(
+        "--single-process",
+        "capture, estimate and publish in turns in one process, without a watchdog: "
+        "for debugging; recordings run so unless --pace realtime is given",
+    )
+    add(
+        "--realtime",
+        _one_of(REALTIME_CHOICES),
+        "ask for real-time priority and locked memory, which keep records on time "
+        f"while other work wants the same cores (default: {default.realtime})",
+    )
+    add("--cpus", "LIST", "cores to run on, as in 2,4-5 (default: all)")
+    flag(
         "--check",
         "load and warm up everything that is named, without frames, print one line "
         "and exit; alone it checks the installation",
@@ -199,16 +211,6 @@ def demo_paths() -> tuple[Path, Path]:
     return clip, site
 
 
-def _say_that_no_network_runs(config: RunConfig, site: Site) -> None:
-    """Say where networks would run, for a site that has none."""
-    if config.backend == "auto" and not site.manifest.models:
-        _log.info(
-            "backend auto: ort-cpu, as this site needs no network (%s features run in "
-            "OpenCV on the CPU)",
-            site.manifest.family.name,
-        )
-
-
 @contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
     """Yield an event that SIGINT and SIGTERM set; a second one ends the process."""
@@ -226,62 +228,6 @@ def _stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _estimator_options(config: RunConfig) -> EstimatorOptions:
-    from edgeloc.inference.backend import BackendOptions
-    from edgeloc.runtime.estimator import EstimatorOptions
-
-    return EstimatorOptions(
-        method=config.method,
-        cold=config.cold,
-        max_keypoints=config.max_keypoints,
-        backend=BackendOptions(backend=config.backend, threads=config.threads),
-        seed=config.seed,
-    )
-
-
-def _make_estimator(
-    options: EstimatorOptions, site: Site, camera: CameraModel, clock: Clock
-) -> Estimator:
-    from edgeloc.runtime.estimator import Estimator
-
-    estimator = Estimator(site=site, camera=camera, options=options, clock=clock)
-    estimator.warm_up()
-    return estimator
-
-
-def _open_site(config: RunConfig) -> Site:
-    from edgeloc.tiles.reader import open_site
-
-    site = open_site(Path(str(config.map)))
-    _say_that_no_network_runs(config, site)
-    return site
-
-
-def _source_camera(
-    config: RunConfig, site: Site, clock: Clock
-) -> tuple[FrameSource, CameraModel]:
-    """Open the camera and fit the intrinsics to its images."""
-    from edgeloc.runtime.intrinsics import (
-        choose_intrinsics,
-        fit_camera,
-    )
-    from edgeloc.runtime.sources import open_source
-
-    choice = choose_intrinsics(config.intrinsics, site_cameras=site.manifest.cameras)
-    source = open_source(
-        str(config.camera),
-        clock=clock,
-        rate_hz=config.rate,
-        size_hint=(choice.camera.width, choice.camera.height),
-    )
-    _log.info("intrinsics: %s (%s)", choice.origin, choice.camera.model)
-    try:
-        return source, fit_camera(choice.camera, size=source.size)
-    except ConfigError:
-        source.close()
-        raise
 
 
 def _pace_and_budget(config: RunConfig, source: FrameSource) -> tuple[str, int | None]:
@@ -306,6 +252,57 @@ def _frozen_garbage() -> Iterator[None]:
 
 
 def _run(config: RunConfig) -> int:
+    """Run in processes where there are deadlines to keep, otherwise in this one."""
+    from edgeloc.runtime.source_names import seems_live
+
+    realtime = config.pace == "realtime" or (
+        config.pace is None and seems_live(str(config.camera))
+    )
+    if realtime and not config.single_process:
+        from edgeloc.runtime.supervisor import NotLiveError
+
+        try:
+            return _run_processes(config)
+        except NotLiveError as exc:
+            _log.info("%s: each of its frames is processed", exc)
+    if not config.debug:
+        silence_opencv()
+    return _run_in_process(config)
+
+
+def _run_processes(config: RunConfig) -> int:
+    from edgeloc.clock import MonotonicClock
+    from edgeloc.runtime.reporter import Reporter
+    from edgeloc.runtime.supervisor import Supervisor
+    from edgeloc.runtime.telemetry import Telemetry
+
+    clock = MonotonicClock()
+    telemetry = Telemetry()
+    _log.debug("options: %s", json.dumps(config.as_options()))
+    with ExitStack() as stack:
+        reporter = Reporter(
+            telemetry,
+            clock=clock,
+            terminal=_status_terminal(config),
+            metrics=config.metrics,
+        )
+        stack.callback(reporter.close)
+        supervisor = Supervisor(
+            config,
+            command=WORKER,
+            clock=clock,
+            telemetry=telemetry,
+            reporter=reporter,
+        )
+        try:
+            supervisor.run()
+        finally:
+            if supervisor.started:
+                _log_summary(telemetry)
+    return EXIT_OK
+
+
+def _run_in_process(config: RunConfig) -> int:
     from edgeloc.clock import MonotonicClock
     from edgeloc.runtime.capture import (
         DirectFeed,
@@ -313,15 +310,21 @@ def _run(config: RunConfig) -> int:
         RealtimeFeed,
     )
     from edgeloc.runtime.loop import LoopOptions, run_loop
+    from edgeloc.runtime.opening import (
+        estimator_options,
+        make_estimator,
+        open_run_site,
+        source_and_camera,
+    )
     from edgeloc.runtime.reporter import Reporter
     from edgeloc.runtime.sinks import open_sinks
     from edgeloc.runtime.telemetry import Telemetry
 
     clock = MonotonicClock()
-    estimator_options = _estimator_options(config)
-    site = _open_site(config)
+    options = estimator_options(config)
+    site = open_run_site(config)
     map_id = site.manifest.map_id
-    source, camera = _source_camera(config, site, clock)
+    source, camera = source_and_camera(config, site, clock)
     pace, budget_ns = _pace_and_budget(config, source)
     feed: FrameFeed = (
         RealtimeFeed(source, clock=clock) if pace == "realtime" else DirectFeed(source)
@@ -339,7 +342,7 @@ def _run(config: RunConfig) -> int:
             metrics=config.metrics,
         )
         stack.callback(reporter.close)
-        estimator = _make_estimator(estimator_options, site, camera, clock)
+        estimator = make_estimator(options, site, camera, clock)
         _log.info(
             "%s: %s %dx%d, map %s, pace %s, %s",
             __version__,
@@ -387,15 +390,21 @@ def _log_summary(telemetry: Telemetry) -> None:
 def _check_site(config: RunConfig) -> dict[str, object]:
     from edgeloc.clock import MonotonicClock
     from edgeloc.runtime.intrinsics import load_intrinsics
+    from edgeloc.runtime.opening import (
+        estimator_options,
+        make_estimator,
+        open_run_site,
+        source_and_camera,
+    )
     from edgeloc.tiles.reader import verify_site
 
     clock = MonotonicClock()
-    estimator_options = _estimator_options(config)
-    site = _open_site(config)
+    options = estimator_options(config)
+    site = open_run_site(config)
     verify_site(Path(str(config.map)))
     facts: dict[str, object] = {"map": config.map, "map_id": site.manifest.map_id}
     if config.camera is not None:
-        source, camera = _source_camera(config, site, clock)
+        source, camera = source_and_camera(config, site, clock)
         facts["camera"] = source.name
         facts["size"] = list(source.size)
         _pace_and_budget(config, source)
@@ -404,13 +413,16 @@ def _check_site(config: RunConfig) -> dict[str, object]:
         camera = load_intrinsics(config.intrinsics)
     else:
         camera = next(iter(site.manifest.cameras.values()))
-    _make_estimator(estimator_options, site, camera, clock)
+    make_estimator(options, site, camera, clock)
     return facts
 
 
 def _check(config: RunConfig) -> int:
     from edgeloc.cli.doctor import require_installation
     from edgeloc.inference.backend import choose_backend
+
+    if not config.debug:
+        silence_opencv()
 
     facts: dict[str, object] = {"ok": True, "edgeloc": __version__}
     facts.update(require_installation())
@@ -432,8 +444,6 @@ def _main(arguments: dict[str, Any]) -> int:
     file = arguments.pop("config")
     config = resolve_run_config(arguments, file=None if file is None else Path(file))
     set_up_logging(PROG, quiet=config.quiet, debug=config.debug)
-    if not config.debug:
-        silence_opencv()
     if config.backend not in {"auto", "ort-cpu"}:
         from edgeloc.inference.backend import choose_backend
 

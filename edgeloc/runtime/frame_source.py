@@ -35,6 +35,23 @@ class UnreadableFrame:
 AnyFrame = Union[Frame, UnreadableFrame]  # noqa: UP007 - an alias, evaluated on 3.10
 
 
+def checked_frame(frame: AnyFrame, image_size: tuple[int, int]) -> AnyFrame:
+    """Return the frame, or an unreadable one when its size is not the camera's."""
+    if isinstance(frame, UnreadableFrame):
+        return frame
+    size = (frame.image.shape[1], frame.image.shape[0])
+    if size == image_size:
+        return frame
+    return UnreadableFrame(
+        frame_id=frame.frame_id,
+        camera_id=frame.camera_id,
+        timestamp_ns=frame.timestamp_ns,
+        source=frame.source,
+        reason=f"{frame.source} is {size[0]}x{size[1]}, the camera model is for "
+        f"{image_size[0]}x{image_size[1]}",
+    )
+
+
 class FrameSource(Protocol):
     """A camera, a stream or a recording."""
 

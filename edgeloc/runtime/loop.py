@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from edgeloc.clock import Clock
 from edgeloc.runtime.capture import FrameFeed
-from edgeloc.runtime.frame_source import AnyFrame, UnreadableFrame
+from edgeloc.runtime.frame_source import UnreadableFrame, checked_frame
 from edgeloc.runtime.sinks import Sink, record_from_estimate
 from edgeloc.runtime.telemetry import RepeatedWarning, Telemetry
+from edgeloc.runtime.tracker import MotionState
 from edgeloc.types import (
     Cause,
     Frame,
@@ -30,8 +31,18 @@ _NO_DEADLINE_NS = 10**18  # 31 years
 class Steps(Protocol):
     """What the loop needs of `edgeloc.runtime.estimator.Estimator`."""
 
-    def step(self, frame: Frame, budget: FrameBudget) -> PoseEstimate:
+    def step(
+        self,
+        frame: Frame,
+        budget: FrameBudget,
+        *,
+        offer: Callable[[PoseEstimate], None] | None = None,
+    ) -> PoseEstimate:
         """Answer one frame; does not raise for anything that is in the frame."""
+
+    @property
+    def motion_state(self) -> MotionState | None:
+        """What later frames can be predicted from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,23 +77,6 @@ class LoopOptions:
     def __post_init__(self) -> None:
         if self.fixed and self.budget_ns is None:
             raise ValueError("records cannot wait for a deadline that does not exist")
-
-
-def _checked(frame: AnyFrame, image_size: tuple[int, int]) -> AnyFrame:
-    """Return the frame, or an unreadable one when its size is not the camera's."""
-    if isinstance(frame, UnreadableFrame):
-        return frame
-    size = (frame.image.shape[1], frame.image.shape[0])
-    if size == image_size:
-        return frame
-    return UnreadableFrame(
-        frame_id=frame.frame_id,
-        camera_id=frame.camera_id,
-        timestamp_ns=frame.timestamp_ns,
-        source=frame.source,
-        reason=f"{frame.source} is {size[0]}x{size[1]}, the camera model is for "
-        f"{image_size[0]}x{image_size[1]}",
-    )
 
 
 def lost_estimate(
@@ -152,7 +146,7 @@ def run_loop(
         frame = feed.next(stop)
         if frame is None:
             break
-        frame = _checked(frame, options.image_size)
+        frame = checked_frame(frame, options.image_size)
         start_ns = frame.timestamp_ns if options.from_capture else clock.now_ns()
         budget = FrameBudget(
             start_ns=start_ns,

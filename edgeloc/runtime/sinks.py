@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import socket
-import sys
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import msgpack  # type: ignore[import-untyped]
@@ -18,6 +17,7 @@ import msgpack  # type: ignore[import-untyped]
 from edgeloc.clock import Clock
 from edgeloc.errors import ConfigError
 from edgeloc.geometry.se3 import quat_from_rotation
+from edgeloc.runtime.outlets import Outlet, open_file, open_stdout
 from edgeloc.runtime.telemetry import RepeatedWarning
 from edgeloc.types import PoseEstimate
 
@@ -70,8 +70,11 @@ def record_from_estimate(estimate: PoseEstimate, *, source: str) -> dict[str, An
     }
 
 
-def tum_line(estimate: PoseEstimate) -> str | None:
+def tum_line(
+    estimate: PoseEstimate, record: dict[str, Any] | None = None
+) -> str | None:
     """Return ``timestamp_s tx ty tz qx qy qz qw`` of world_from_cam, None when LOST."""
+    del record
     if estimate.cam_from_world is None:
         return None
     world_from_cam = estimate.cam_from_world.inverse()
@@ -91,110 +94,94 @@ class Sink(Protocol):
         """Finish; a second call does nothing."""
 
 
-class _TextFile:
-    """A file that grows line by line, each visible to readers at once.
+class EncodingSink(ABC):
+    """A sink in two steps, so that a record can be ready before its moment."""
 
-    A full disk is reported and counted, and the run goes on: the pose matters more
-    than its record.
-    """
+    @abstractmethod
+    def encode(self, estimate: PoseEstimate, record: dict[str, Any]) -> bytes | None:
+        """Return what to send for a record, None for nothing."""
 
-    def __init__(self, path: Path, clock: Clock) -> None:
-        self._path = path
-        self._warning = RepeatedWarning(_log, clock)
-        try:
-            self._file: IO[str] | None = path.open("w", encoding="utf-8")
-        except OSError as exc:
-            raise ConfigError(
-                f"--out {path}: cannot be written ({exc.strerror or exc})"
-            ) from exc
+    @abstractmethod
+    def send(self, data: bytes) -> bool:
+        """Pass it on; False when the run has lost its reader and should end."""
 
-    def write_line(self, line: str) -> None:
-        if self._file is None:
-            return
-        try:
-            self._file.write(line + "\n")
-            self._file.flush()
-        except OSError as exc:
-            self._warning.warn(f"{self._path}: record lost ({exc.strerror or exc})")
+    def emit(self, estimate: PoseEstimate, record: dict[str, Any]) -> bool:
+        """Encode and send."""
+        data = self.encode(estimate, record)
+        return data is None or self.send(data)
 
+    @property
+    @abstractmethod
+    def num_lost(self) -> int:
+        """Records that did not arrive, as far as this side knows."""
+
+    @property
+    def blocked_fd(self) -> int | None:
+        """What to wait for before the next `pump`, None when nothing waits."""
+        return None
+
+    def pump(self) -> None:  # noqa: B027 - most have nothing to do
+        """Go on with what could not be sent yet."""
+
+    @abstractmethod
     def close(self) -> None:
-        if self._file is None:
-            return
-        file, self._file = self._file, None
-        try:
-            file.close()
-        except OSError as exc:
-            self._warning.warn(f"{self._path}: record lost ({exc.strerror or exc})")
+        """Finish; a second call does nothing."""
 
 
-def _to_json(record: dict[str, Any]) -> str:
+def json_line(estimate: PoseEstimate, record: dict[str, Any]) -> str:
+    """Return a record as one line of JSON."""
+    del estimate
     return json.dumps(record, allow_nan=False, separators=(", ", ": "))
 
 
-class JsonlFileSink:
-    """``jsonl:FILE``: one JSON object per line."""
+class LineSink(EncodingSink):
+    """``jsonl:`` and ``tum:``: a line per record.
 
-    def __init__(self, path: Path, *, clock: Clock) -> None:
-        self._file = _TextFile(path, clock)
-
-    def emit(self, estimate: PoseEstimate, record: dict[str, Any]) -> bool:
-        """Append one line."""
-        del estimate
-        self._file.write_line(_to_json(record))
-        return True
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class TumSink:
-    """``tum:FILE``: the trajectory format of the TUM RGB-D benchmark."""
-
-    def __init__(self, path: Path, *, clock: Clock) -> None:
-        self._file = _TextFile(path, clock)
-
-    def emit(self, estimate: PoseEstimate, record: dict[str, Any]) -> bool:
-        """Append one line, none for LOST."""
-        del record
-        line = tum_line(estimate)
-        if line is not None:
-            self._file.write_line(line)
-        return True
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class StdoutSink:
-    """``jsonl:-``: one JSON object per line on standard output.
-
-    A slow reader holds the loop up, as with any pipe; one that is gone ends it.
+    Parameters
+    ----------
+    outlet : Outlet
+        Where to; taken over.
+    to_line : callable
+        Returns the line of a record, None for none.
     """
 
-    def __init__(self) -> None:
-        self._stream: IO[str] = sys.stdout
+    def __init__(
+        self,
+        outlet: Outlet,
+        to_line: Callable[[PoseEstimate, dict[str, Any]], str | None],
+    ) -> None:
+        self._outlet = outlet
+        self._to_line = to_line
 
-    def emit(self, estimate: PoseEstimate, record: dict[str, Any]) -> bool:
-        """Write one line; False when nobody reads any more (``| head``)."""
-        del estimate
-        try:
-            self._stream.write(_to_json(record) + "\n")
-            self._stream.flush()
-        except BrokenPipeError:
-            # What is still buffered would raise again when Python exits.
-            devnull = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(devnull, self._stream.fileno())
-            os.close(devnull)
-            return False
-        return True
+    def encode(self, estimate: PoseEstimate, record: dict[str, Any]) -> bytes | None:
+        """Return the line of a record."""
+        line = self._to_line(estimate, record)
+        return None if line is None else line.encode() + b"\n"
+
+    def send(self, data: bytes) -> bool:
+        """Write the line; False when nobody reads any more (``| head``)."""
+        return self._outlet.write(data)
+
+    @property
+    def num_lost(self) -> int:
+        """Lines that were not written."""
+        return self._outlet.num_lost
+
+    @property
+    def blocked_fd(self) -> int | None:
+        """What to wait for before the next `pump`."""
+        return self._outlet.blocked_fd
+
+    def pump(self) -> None:
+        """Go on with lines that could not be written yet."""
+        self._outlet.pump()
 
     def close(self) -> None:
-        """Nothing to do: every line was flushed."""
+        """Finish what was begun."""
+        self._outlet.close()
 
 
-class UdpSink:
+class UdpSink(EncodingSink):
     """``udp://HOST:PORT``: one msgpack map per datagram, the JSON record's keys.
 
     Never blocks and never raises: a datagram that cannot be sent is counted.
@@ -239,13 +226,17 @@ class UdpSink:
         """Datagrams that could not be sent."""
         return self._warning.count
 
-    def emit(self, estimate: PoseEstimate, record: dict[str, Any]) -> bool:
-        """Send one datagram, or count that it could not be sent."""
+    def encode(self, estimate: PoseEstimate, record: dict[str, Any]) -> bytes:
+        """Return the datagram of a record."""
         del estimate
+        return bytes(msgpack.packb(record))
+
+    def send(self, data: bytes) -> bool:
+        """Send one datagram, or count that it could not be sent."""
         if self._socket is None:
             return True
         try:
-            self._socket.send(msgpack.packb(record))
+            self._socket.send(data)
         except OSError as exc:
             # A full buffer, no route, or nobody listening on the last datagram.
             self._warning.warn(f"{self._url}: record lost ({exc.strerror or exc})")
@@ -258,7 +249,7 @@ class UdpSink:
             self._socket = None
 
 
-def open_sink(text: str, *, clock: Clock) -> Sink:
+def open_sink(text: str, *, clock: Clock, may_wait: bool = True) -> EncodingSink:
     """Open one sink.
 
     Parameters
@@ -267,10 +258,13 @@ def open_sink(text: str, *, clock: Clock) -> Sink:
         ``jsonl:-``, ``jsonl:FILE``, ``tum:FILE`` or ``udp://HOST:PORT``.
     clock : Clock
         For the rate of warnings.
+    may_wait : bool
+        Whether a slow reader or disk may hold the caller up; otherwise records that it
+        is too slow for are dropped and counted, see `edgeloc.runtime.outlets`.
 
     Returns
     -------
-    Sink
+    EncodingSink
 
     Raises
     ------
@@ -279,12 +273,11 @@ def open_sink(text: str, *, clock: Clock) -> Sink:
     """
     kind, colon, rest = text.partition(":")
     if colon and rest:
-        if kind == "jsonl":
-            if rest == "-":
-                return StdoutSink()
-            return JsonlFileSink(Path(rest), clock=clock)
-        if kind == "tum" and rest != "-":
-            return TumSink(Path(rest), clock=clock)
+        if text == "jsonl:-":
+            return LineSink(open_stdout(clock=clock, may_wait=may_wait), json_line)
+        if kind in _LINES and rest != "-":
+            outlet = open_file(Path(rest), clock=clock, may_wait=may_wait)
+            return LineSink(outlet, _LINES[kind])
         if text.startswith("udp://"):
             return UdpSink(text, clock=clock)
     raise ConfigError(
@@ -293,7 +286,15 @@ def open_sink(text: str, *, clock: Clock) -> Sink:
     )
 
 
-def open_sinks(texts: Sequence[str], *, clock: Clock) -> list[Sink]:
+_LINES: Mapping[str, Callable[[PoseEstimate, dict[str, Any]], str | None]] = {
+    "jsonl": json_line,
+    "tum": tum_line,
+}
+
+
+def open_sinks(
+    texts: Sequence[str], *, clock: Clock, may_wait: bool = True
+) -> list[EncodingSink]:
     """Open all sinks or none.
 
     Parameters
@@ -302,16 +303,18 @@ def open_sinks(texts: Sequence[str], *, clock: Clock) -> list[Sink]:
         As in `open_sink`.
     clock : Clock
         For the rate of warnings.
+    may_wait : bool
+        As in `open_sink`.
 
     Raises
     ------
     ConfigError
         From the first that cannot be opened; those before it are closed.
     """
-    sinks: list[Sink] = []
+    sinks: list[EncodingSink] = []
     try:
         for text in texts:
-            sinks.append(open_sink(text, clock=clock))  # noqa: PERF401 - must close
+            sinks.append(open_sink(text, clock=clock, may_wait=may_wait))  # noqa: PERF401 - must close
     except ConfigError:
         for sink in sinks:
             sink.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import cv2
@@ -23,9 +22,7 @@ from edgeloc.runtime.source_live import (
     open_url,
     open_v4l2,
 )
-
-_DEVICE = re.compile(r"(/dev/video)?\d+")
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+from edgeloc.runtime.source_names import DEVICE, SCHEME, is_pipeline
 
 
 def open_source(
@@ -62,9 +59,9 @@ def open_source(
         When the text cannot be a source.
     """
     clock = MonotonicClock() if clock is None else clock
-    if " ! " in text:
+    if is_pipeline(text):
         return open_gstreamer(text, clock=clock)
-    if scheme := _SCHEME.match(text):
+    if scheme := SCHEME.match(text):
         if scheme[1].lower() not in URL_SCHEMES:
             raise ConfigError(
                 f"camera {text}: {scheme[1]}:// is not supported, use "
@@ -72,7 +69,7 @@ def open_source(
             )
         url = scheme[1].lower() + text[len(scheme[1]) :]
         return open_url(url, clock=clock, rate_hz=rate_hz)
-    if _DEVICE.fullmatch(text):
+    if DEVICE.fullmatch(text):
         return open_v4l2(text, clock=clock, size_hint=size_hint, rate_hz=rate_hz)
     path = Path(text)
     if path.is_dir():

@@ -66,6 +66,7 @@ def edgeloc_run(monkeypatch, capsys, fake):
     """Call the command in this process, with the fake site and estimator."""
     for name, module in fake.fake_modules().items():
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(run, "WORKER", fake.WORKER)
     logger = logging.getLogger("edgeloc")
     before = logger.handlers, logger.propagate, logger.level
 

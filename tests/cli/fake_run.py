@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 
-from edgeloc.cli.run import main
+from edgeloc.cli import run, worker
 from edgeloc.errors import MapError, ModelError
 from edgeloc.types import CameraModel, Cause, PoseEstimate, PoseStatus, Rigid3, Rung
 
@@ -63,7 +63,9 @@ class Estimator:
         if (self.site.path / "bad-model").exists():
             raise ModelError("features.onnx: has no output 'scores'; export it again")
 
-    def step(self, frame, budget):
+    motion_state = None
+
+    def step(self, frame, budget, *, offer=None):
         if (self.site.path / "buggy").exists():
             raise TypeError("a bug")
         if (self.site.path / "slow").exists():
@@ -104,6 +106,12 @@ def make_fake_site(path: Path, *marks: str) -> Path:
     return path
 
 
+WORKER = (sys.executable, __file__, "--worker")
+
+
 if __name__ == "__main__":
     sys.modules.update(fake_modules())
-    sys.exit(main())
+    if sys.argv[1:2] == ["--worker"]:
+        sys.exit(worker.main(sys.argv[2:]))
+    run.WORKER = WORKER
+    sys.exit(run.main())

@@ -86,7 +86,8 @@ def test_video_in_real_time_keeps_the_newest_frames(edgeloc_run, tmp_path, fake)
     writer.release()
     site = fake.make_fake_site(tmp_path / "slow-site", "slow")
     outcome = edgeloc_run(
-        *("--camera", tmp_path / "v.avi", "--map", site, "--pace", "realtime")
+        *("--camera", tmp_path / "v.avi", "--map", site, "--pace", "realtime"),
+        "--single-process",
     )
     ids = [r["frame_id"] for r in outcome.records]
     assert ids == sorted(set(ids))
@@ -105,7 +106,7 @@ def test_recording_has_no_deadline_unless_asked(edgeloc_run, images, tmp_path, f
     strict = edgeloc_run(*arguments, "--budget-ms", 1)
     assert [r["deadline_met"] for r in strict.records] == [False, False]
     assert "pace every, budget 1 ms" in strict.err
-    realtime = edgeloc_run(*arguments, "--pace", "realtime")
+    realtime = edgeloc_run(*arguments, "--pace", "realtime", "--single-process")
     assert "pace realtime, budget 33 ms" in realtime.err
 
 
@@ -289,6 +290,7 @@ def test_signal_ends_the_run_within_a_frame(fake_run_path, images, site, number,
     process = start(
         fake_run_path,
         *("--camera", clip, "--map", site, "--pace", pace, "--rate", rate),
+        "--single-process",
     )
     try:
         first = json.loads(process.stdout.readline())

@@ -14,6 +14,9 @@ RUNTIME = (
     "edgeloc.runtime.loop",
     "edgeloc.runtime.sources",
     "edgeloc.runtime.capture",
+    "edgeloc.runtime.capture_process",
+    "edgeloc.runtime.estimator_process",
+    "edgeloc.runtime.supervisor",
     "edgeloc.runtime.sinks",
     "edgeloc.runtime.intrinsics",
     "edgeloc.runtime.estimator",
@@ -48,6 +51,15 @@ def test_whole_runtime_stays_within_its_allow_list():
     found = {name for name in found if not name.startswith(("_cython_", "cython_"))}
     assert found - {"poselib"} <= HEAVY | {"edgeloc"}
     assert {"edgeloc", "numpy", "cv2", "msgpack"} <= found
+
+
+@pytest.mark.parametrize(
+    "module", ["edgeloc.runtime.publisher", "edgeloc.runtime.supervisor"]
+)
+def test_publisher_and_supervisor_load_neither_opencv_nor_networks(module):
+    """They are small: they start at once, and nothing in them takes the lock long."""
+    found = third_party_after("edgeloc.cli.worker", "edgeloc.cli.run", module)
+    assert found & {"cv2", "scipy", "onnxruntime"} == set()
 
 
 def seconds(*arguments):

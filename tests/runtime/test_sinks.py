@@ -17,9 +17,6 @@ from edgeloc.clock import ManualClock
 from edgeloc.errors import ConfigError
 from edgeloc.geometry.se3 import exp_se3, rigid_from_quat, rotation_from_quat
 from edgeloc.runtime.sinks import (
-    JsonlFileSink,
-    StdoutSink,
-    TumSink,
     UdpSink,
     open_sink,
     open_sinks,
@@ -143,7 +140,6 @@ def test_tum_line_is_world_from_cam_with_exact_time():
 def test_jsonl_file_shows_every_line_at_once(tmp_path):
     path = tmp_path / "out.jsonl"
     sink = open_sink(f"jsonl:{path}", clock=ManualClock())
-    assert isinstance(sink, JsonlFileSink)
     for count, estimate in enumerate((found(), lost()), start=1):
         assert emit(sink, estimate)
         lines = path.read_text().splitlines()
@@ -157,7 +153,6 @@ def test_jsonl_file_shows_every_line_at_once(tmp_path):
 def test_tum_file_has_no_line_for_lost_frames(tmp_path):
     path = tmp_path / "poses.txt"
     sink = open_sink(f"tum:{path}", clock=ManualClock())
-    assert isinstance(sink, TumSink)
     for estimate in (found(), lost(), found(timestamp_ns=7)):
         assert emit(sink, estimate)
     sink.close()
@@ -247,7 +242,6 @@ def test_file_that_cannot_be_written_closes_the_sinks_before_it(tmp_path):
 
 def test_standard_output_is_the_default_and_flushed(capsys):
     sink = open_sink("jsonl:-", clock=ManualClock())
-    assert isinstance(sink, StdoutSink)
     assert emit(sink, found())
     assert json.loads(capsys.readouterr().out)["frame_id"] == 12
 
@@ -255,8 +249,9 @@ def test_standard_output_is_the_default_and_flushed(capsys):
 def test_closed_standard_output_ends_the_run_without_noise():
     script = (
         "import sys\n"
-        "from edgeloc.runtime.sinks import StdoutSink\n"
-        "sink = StdoutSink()\n"
+        "from edgeloc.clock import MonotonicClock\n"
+        "from edgeloc.runtime.sinks import open_sink\n"
+        "sink = open_sink('jsonl:-', clock=MonotonicClock())\n"
         "count = 0\n"
         "while sink.emit(None, {'frame': 'x' * 1000}): count += 1\n"
         "print(count, file=sys.stderr)\n"

@@ -1,0 +1,133 @@
+"""From options to what a run works with; each process opens its own part."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeloc.clock import Clock
+from edgeloc.config import RunConfig
+from edgeloc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+    from edgeloc.runtime.frame_source import FrameSource
+    from edgeloc.tiles.reader import Site
+    from edgeloc.types import CameraModel
+
+_log = logging.getLogger(__name__)
+
+
+def estimator_options(config: RunConfig) -> EstimatorOptions:
+    """Return the options of the estimator.
+
+    Raises
+    ------
+    ConfigError
+        When this version cannot do what was asked for.
+    """
+    from edgeloc.inference.backend import BackendOptions
+    from edgeloc.runtime.estimator import EstimatorOptions
+
+    return EstimatorOptions(
+        method=config.method,
+        cold=config.cold,
+        max_keypoints=config.max_keypoints,
+        backend=BackendOptions(backend=config.backend, threads=config.threads),
+        seed=config.seed,
+    )
+
+
+def open_run_site(config: RunConfig) -> Site:
+    """Open the site; say where networks would run if it has none.
+
+    Raises
+    ------
+    MapError
+        When it cannot be used.
+    """
+    from edgeloc.tiles.reader import open_site
+
+    site = open_site(Path(str(config.map)))
+    if config.backend == "auto" and not site.manifest.models:
+        _log.info(
+            "backend auto: ort-cpu, as this site needs no network (%s features run in "
+            "OpenCV on the CPU)",
+            site.manifest.family.name,
+        )
+    return site
+
+
+def choose_camera(config: RunConfig, site: Site) -> CameraModel:
+    """Return the intrinsics to use, for images of their own size, and log which.
+
+    Raises
+    ------
+    ConfigError
+        When they are missing or wrong.
+    """
+    from edgeloc.runtime.intrinsics import choose_intrinsics
+
+    choice = choose_intrinsics(config.intrinsics, site_cameras=site.manifest.cameras)
+    _log.info("intrinsics: %s (%s)", choice.origin, choice.camera.model)
+    return choice.camera
+
+
+def open_run_source(
+    config: RunConfig, *, size_hint: tuple[int, int], clock: Clock
+) -> FrameSource:
+    """Open the camera or recording.
+
+    Raises
+    ------
+    CameraError
+        When it does not exist, or gives no image.
+    ConfigError
+        When the text cannot be a source.
+    """
+    from edgeloc.runtime.sources import open_source
+
+    return open_source(
+        str(config.camera), clock=clock, rate_hz=config.rate, size_hint=size_hint
+    )
+
+
+def make_estimator(
+    options: EstimatorOptions, site: Site, camera: CameraModel, clock: Clock
+) -> Estimator:
+    """Return an estimator that has run every stage once.
+
+    Raises
+    ------
+    MapError, ModelError
+        When the site or one of its networks cannot be used.
+    """
+    from edgeloc.runtime.estimator import Estimator
+
+    estimator = Estimator(site=site, camera=camera, options=options, clock=clock)
+    estimator.warm_up()
+    return estimator
+
+
+def source_and_camera(
+    config: RunConfig, site: Site, clock: Clock
+) -> tuple[FrameSource, CameraModel]:
+    """Open the camera and fit the intrinsics to its images.
+
+    Raises
+    ------
+    CameraError, ConfigError
+        As `choose_camera`, `open_run_source` and `fit_camera` do.
+    """
+    from edgeloc.runtime.intrinsics import fit_camera
+
+    camera = choose_camera(config, site)
+    source = open_run_source(
+        config, size_hint=(camera.width, camera.height), clock=clock
+    )
+    try:
+        return source, fit_camera(camera, size=source.size)
+    except ConfigError:
+        source.close()
+        raise
