@@ -42,6 +42,21 @@ class LandmarkOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observed:
+    """Which keypoint of which image is a measurement of which landmark.
+
+    Parameters
+    ----------
+    landmark_idx, image_idx, keypoint_idx : ndarray of shape (V,), int64
+        One row per measurement, `landmark_idx` ascending.
+    """
+
+    landmark_idx: IntArray
+    image_idx: IntArray
+    keypoint_idx: IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LandmarkMap:
     """Landmarks and which image sees which.
 
@@ -49,6 +64,10 @@ class LandmarkMap:
     ----------
     landmarks : LandmarkTable
         All landmarks.
+    track_idx : ndarray of shape (P,), int64
+        The track that each was made of, ascending.
+    observed : Observed
+        Their measurements.
     visible : sequence of ndarray of int64
         Landmark indices of each image, ascending.
     errors_px : ndarray of shape (V,), float64
@@ -56,6 +75,8 @@ class LandmarkMap:
     """
 
     landmarks: LandmarkTable
+    track_idx: IntArray
+    observed: Observed
     visible: Sequence[IntArray]
     errors_px: FloatArray
 
@@ -126,12 +147,17 @@ def make_landmarks(
     single = length[track_idx] < 2
     use &= ~single | (np.isfinite(depth) & options.keep_single_views)
     if not np.any(use):
+        nothing = np.zeros(0, np.int64)
         return LandmarkMap(
             landmarks=_empty_table(images),
+            track_idx=nothing,
+            observed=Observed(
+                landmark_idx=nothing, image_idx=nothing, keypoint_idx=nothing
+            ),
             visible=[np.zeros(0, np.int64) for _ in images],
             errors_px=np.zeros(0),
         )
-    _, dense = np.unique(track_idx[use], return_inverse=True)
+    used_tracks, dense = np.unique(track_idx[use], return_inverse=True)
     observations = Observations(
         track_idx=dense.astype(np.int64),
         view_idx=image_idx[use],
@@ -148,23 +174,35 @@ def make_landmarks(
     inlier = result.inlier
     new_idx = np.cumsum(result.valid) - 1
     landmark_idx = new_idx[observations.track_idx[inlier]]
-    seen_by = observations.view_idx[inlier]
-    keypoint = keypoint_idx[use][inlier]
-    table = _table(
-        images,
-        result.points3D[result.valid],
-        result.sigmas[result.valid],
-        (landmark_idx, seen_by, keypoint),
-        max_descriptors=options.max_descriptors,
+    order = np.argsort(landmark_idx, kind="stable")
+    observed = Observed(
+        landmark_idx=landmark_idx[order],
+        image_idx=observations.view_idx[inlier][order],
+        keypoint_idx=keypoint_idx[use][inlier][order],
     )
-    order = np.lexsort((landmark_idx, seen_by))
-    bounds = np.searchsorted(seen_by[order], np.arange(len(images) + 1))
-    visible = [
-        landmark_idx[order[bounds[i] : bounds[i + 1]]] for i in range(len(images))
-    ]
     return LandmarkMap(
-        landmarks=table, visible=visible, errors_px=result.errors_px[inlier]
+        landmarks=_table(
+            images,
+            result.points3D[result.valid],
+            result.sigmas[result.valid],
+            observed,
+            max_descriptors=options.max_descriptors,
+        ),
+        track_idx=used_tracks[result.valid],
+        observed=observed,
+        visible=_visible(observed, len(images)),
+        errors_px=result.errors_px[inlier],
     )
+
+
+def _visible(observed: Observed, num_images: int) -> list[IntArray]:
+    """Return the landmarks of each image, ascending."""
+    order = np.argsort(observed.image_idx, kind="stable")
+    bounds = np.searchsorted(observed.image_idx[order], np.arange(num_images + 1))
+    return [
+        observed.landmark_idx[order[bounds[i] : bounds[i + 1]]]
+        for i in range(num_images)
+    ]
 
 
 def _measurements(
@@ -201,18 +239,15 @@ def _table(
     images: Sequence[MappingImage],
     points3D: FloatArray,
     sigmas: FloatArray,
-    observations: tuple[IntArray, IntArray, IntArray],
+    observed: Observed,
     *,
     max_descriptors: int,
 ) -> LandmarkTable:
-    landmark_idx, image_idx, keypoint_idx = observations
     offsets = np.concatenate([[0], np.cumsum([len(i.keypoints) for i in images])])
     stored = np.concatenate([i.stored for i in images])
     decoded = np.concatenate([i.descriptors for i in images])
-    node = offsets[image_idx] + keypoint_idx
-    order = np.argsort(landmark_idx, kind="stable")
-    node = node[order]
-    counts = np.bincount(landmark_idx, minlength=len(points3D))
+    node = offsets[observed.image_idx] + observed.keypoint_idx
+    counts = np.bincount(observed.landmark_idx, minlength=len(points3D))
     starts = np.concatenate([[0], np.cumsum(counts)])
     keep = np.ones(len(node), dtype=bool)
     for idx in np.flatnonzero(counts > max_descriptors):
