@@ -32,6 +32,8 @@ _CHI2_2DOF_MEDIAN = 1.386
 _MIN_NOISE_RATIO = 0.25
 _MAX_NOISE_RATIO = 3.0
 _POSELIB_MIN_ITERATIONS = 100
+_MIN_PRIOR_SHARE = 0.5
+"""Of the matches; with fewer, another pose could have more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +111,8 @@ class PnpResult:
         The matches that agree with the refined pose.
     reproj_rmse_px : float
         Of the inliers.
-    backend : {'opencv', 'poselib'}
-        Who sampled.
+    backend : {'opencv', 'poselib', 'prior'}
+        Who sampled; 'prior' when nobody had to.
     """
 
     cam_from_world: Rigid3
@@ -165,11 +167,14 @@ def estimate_pose(
     options: PnpOptions | None = None,
     point_sigmas: npt.ArrayLike | None = None,
     pixel_sigmas: npt.ArrayLike | None = None,
+    prior: Rigid3 | None = None,
 ) -> PnpResult | None:
     """Return the pose that most matches agree on.
 
     A sample consensus finds a pose and its inliers, `refine_pose` polishes it on them,
     the inliers are looked up again among all matches, and so on until they stay.
+    With a prior, sampling is skipped where the robust minimum next to it has most of
+    the matches as its inliers.
 
     Parameters
     ----------
@@ -184,6 +189,8 @@ def estimate_pose(
         Standard deviation of each landmark along each axis, m.
     pixel_sigmas : array_like of shape (M,), optional
         Standard deviation of each image point along each axis, px; 1 by default.
+    prior : Rigid3, optional
+        ``cam_from_world`` to start from. It does not pull on the result.
 
     Returns
     -------
@@ -221,16 +228,6 @@ def estimate_pose(
     if np.count_nonzero(usable) < _MIN_POINTS:
         return None
 
-    hypothesis = _sample_consensus(
-        points2D[usable],
-        points3D[usable],
-        np.asarray(matches.scores, dtype=np.float64)[usable],
-        camera=camera,
-        options=options,
-        backend=backend,
-    )
-    if hypothesis is None:
-        return None
     problem = _Problem(
         camera=camera,
         points2D=points2D,
@@ -241,15 +238,34 @@ def estimate_pose(
         limits_px=np.full(len(usable), options.max_error_px),
         options=options.refine,
     )
-    refined, inliers, squares = _refine_on_inliers(problem, hypothesis)
-    if refined is not None and options.adapt_to_noise:
+    start = None if prior is None else _near_prior(problem, prior)
+    refined: RefinedPose | None = None
+    if start is not None:
+        backend = "prior"
+        inliers, squares = problem.inliers(start)
+    else:
+        start = _sample_consensus(
+            points2D[usable],
+            points3D[usable],
+            np.asarray(matches.scores, dtype=np.float64)[usable],
+            camera=camera,
+            options=options,
+            backend=backend,
+        )
+        if start is None:
+            return None
+        refined, inliers, squares = _refine_on_inliers(problem, start)
+        start = None if refined is None else refined.cam_from_world
+    if start is not None and options.adapt_to_noise:
         spreads = spreads * _noise_ratio(squares[inliers] / spreads[inliers] ** 2)
         problem = replace(
             problem,
             pixel_sigmas=spreads,
             limits_px=np.minimum(options.inlier_sigmas * spreads, options.max_error_px),
         )
-        refined, inliers, squares = _refine_on_inliers(problem, refined.cam_from_world)
+        refined, inliers, squares = _refine_on_inliers(problem, start)
+    elif start is not None and refined is None:
+        refined, inliers, squares = _refine_on_inliers(problem, start)
     if refined is None or np.count_nonzero(inliers) < options.min_inliers:
         return None
     rotation_variance = float(np.linalg.eigvalsh(refined.covariance[:3, :3])[-1])
@@ -308,6 +324,14 @@ class _Problem:
             pixel_sigmas=self.pixel_sigmas[mask],
             options=options,
         )
+
+
+def _near_prior(problem: _Problem, prior: Rigid3) -> Rigid3 | None:
+    """Return the minimum next to a prior, None when few matches agree with it."""
+    start = problem.refine(prior, problem.usable, problem.options).cam_from_world
+    inliers, _ = problem.inliers(start)
+    enough = _MIN_PRIOR_SHARE * np.count_nonzero(problem.usable)
+    return start if np.count_nonzero(inliers) >= max(enough, _MIN_POINTS) else None
 
 
 def _refine_on_inliers(

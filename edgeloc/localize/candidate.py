@@ -66,6 +66,8 @@ class Candidate:
         Which of `matches` agree with the pose.
     reproj_rmse_px : float
         Of the inliers.
+    point_sigmas, pixel_sigmas : ndarray of shape (M,), float32, or None
+        Standard deviations of the two ends of `matches`, m and px.
     """
 
     status: PoseStatus
@@ -76,6 +78,8 @@ class Candidate:
     matches: Matches2D3D | None = None
     inlier_mask: BoolArray | None = None
     reproj_rmse_px: float = 0.0
+    point_sigmas: Float32Array | None = None
+    pixel_sigmas: Float32Array | None = None
 
     @property
     def num_matches(self) -> int:

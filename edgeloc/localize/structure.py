@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,6 +67,71 @@ class IntegrityOptions:
     max_sigma_ratio: float = 0.05
     ambiguity_ratio: float = 0.7
     max_view_angle_deg: float = 75.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixCalibration:
+    """What a site's own held-out frames say about the covariance of a fix.
+
+    The covariance of a pose comes from the noise of its inliers. What they share,
+    above all that neighbouring landmarks are off together, is in none of them: it does
+    not shrink with their number, and is added.
+
+    Parameters
+    ----------
+    scale : float
+        What the covariance of the inliers is multiplied with, > 0.
+    rotation_sigma_rad, position_sigma : float
+        Standard deviations of the shared part, per axis, rad and m.
+    """
+
+    scale: float = 1.0
+    rotation_sigma_rad: float = 0.0
+    position_sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise ValueError(f"{self.scale=} must be > 0")
+        for name in ("rotation_sigma_rad", "position_sigma"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}={value} must be >= 0")
+
+    def to_arrays(self) -> Mapping[str, Float32Array]:
+        """Return what a site stores beside its `covariance_scale`."""
+        values = [self.rotation_sigma_rad, self.position_sigma]
+        return {"fix_calibration": np.array(values, np.float32)}
+
+    @staticmethod
+    def of_site(scale: float, arrays: Mapping[str, Float32Array]) -> FixCalibration:
+        """Return the calibration of a site; without a shared part where it has none.
+
+        Parameters
+        ----------
+        scale : float
+            `SiteManifest.covariance_scale`.
+        arrays : mapping of str to ndarray
+            `Site.retrieval_arrays`.
+
+        Raises
+        ------
+        ValueError
+            When the array is not what `to_arrays` gives.
+        """
+        values = arrays.get("fix_calibration", np.zeros(2, np.float32))
+        if values.shape != (2,):
+            raise ValueError(f"fix_calibration has shape {values.shape}, expected (2,)")
+        rotation, position = (float(value) for value in values)
+        return FixCalibration(
+            scale=scale, rotation_sigma_rad=rotation, position_sigma=position
+        )
+
+    def applied(self, covariance: FloatArray) -> FloatArray:
+        """Return the honest covariance of one that comes from inliers, (6, 6)."""
+        # The second half of a left perturbation is minus the camera centre's own
+        # displacement, in camera axes: see `interpolate._coarse_covariance`.
+        shared = np.repeat([self.rotation_sigma_rad, self.position_sigma], 3) ** 2
+        return np.asarray(self.scale * covariance + np.diag(shared))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +325,34 @@ def dependence(
     return max(result.num_inliers / max(witnesses, 1), 1.0)
 
 
+def fix_covariance(
+    result: PnpResult,
+    matches: Matches2D3D,
+    camera: CameraModel,
+    *,
+    calibration: FixCalibration,
+    options: IntegrityOptions,
+) -> FloatArray:
+    """Return the honest covariance of a pose, (6, 6).
+
+    Parameters
+    ----------
+    result : PnpResult
+        The pose and its inliers.
+    matches : Matches2D3D
+        What it was computed from.
+    camera : CameraModel
+        Intrinsics.
+    calibration : FixCalibration
+        Of the site.
+    options : IntegrityOptions
+        What makes two inliers one witness.
+    """
+    return calibration.applied(
+        result.covariance * dependence(result, matches, camera, options)
+    )
+
+
 def median_view_angle_rad(
     center: FloatArray,
     matches: Matches2D3D,
@@ -308,7 +402,7 @@ def relocalize(
     centers: FloatArray,
     load_local_map: Callable[[IntArray], LocalMap],
     comparison: LandmarkComparison,
-    covariance_scale: float,
+    calibration: FixCalibration,
     options: StructureOptions,
 ) -> Candidate:
     """Return the pose of a frame against the landmarks of the retrieved keyframes.
@@ -327,7 +421,7 @@ def relocalize(
         From keyframe ids to their landmarks.
     comparison : LandmarkComparison
         Of the frame's features with landmarks.
-    covariance_scale : float
+    calibration : FixCalibration
         Learned on the site's held-out frames.
     options : StructureOptions
         Options.
@@ -339,7 +433,7 @@ def relocalize(
     """
     if len(query.features) < options.integrity.min_inliers:
         return _lost(Cause.FEW_FEATURES)
-    sound: list[tuple[PnpResult, Matches2D3D]] = []
+    sound: list[tuple[PnpResult, Matches2D3D, Float32Array, Float32Array]] = []
     rejected: Candidate | None = None
     clusters = covisibility_clusters(visible, min_shared=options.min_shared_landmarks)
     for cluster in clusters[: options.max_clusters]:
@@ -377,24 +471,32 @@ def relocalize(
             mask = None if result is None else result.inlier_mask
             rejected = _lost(Cause.FEW_INLIERS, matches, mask)
             continue
-        sound.append((result, matches))
+        sound.append((result, matches, point_sigmas, pixel_sigmas))
     if not sound:
         return rejected or _lost(Cause.FEW_MATCHES)
     # Only rivals of the best count: two weak poses may well contradict each other.
-    result, matches = max(sound, key=lambda found: found[0].num_inliers)
-    if any(_disagree(result, *other, options.integrity) for other in sound):
+    result, matches, point_sigmas, pixel_sigmas = max(
+        sound, key=lambda found: found[0].num_inliers
+    )
+    if any(_disagree(result, *other[:2], options.integrity) for other in sound):
         return _lost(Cause.AMBIGUOUS, matches, result.inlier_mask)
     return Candidate(
         status=PoseStatus.LOCALIZED,
         rung=Rung.RELOCALIZE,
         cause=Cause.NONE,
         cam_from_world=result.cam_from_world,
-        covariance=result.covariance
-        * covariance_scale
-        * dependence(result, matches, query.camera, options.integrity),
+        covariance=fix_covariance(
+            result,
+            matches,
+            query.camera,
+            calibration=calibration,
+            options=options.integrity,
+        ),
         matches=matches,
         inlier_mask=result.inlier_mask,
         reproj_rmse_px=result.reproj_rmse_px,
+        point_sigmas=point_sigmas,
+        pixel_sigmas=pixel_sigmas,
     )
 
 

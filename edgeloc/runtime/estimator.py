@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 
 from edgeloc.clock import Clock, MonotonicClock
 from edgeloc.errors import ConfigError, MapError, ModelError, TileFormatError
-from edgeloc.features.extract import extract_prepared, prepare_image
+from edgeloc.features.extract import extract_prepared, prepare_image, to_grey
 from edgeloc.features.family import FeatureFamily
+from edgeloc.features.learned import LearnedFamily
 from edgeloc.features.retrieve import decode_global_codes, search
 from edgeloc.geometry.camera import project
 from edgeloc.inference.backend import BackendOptions
@@ -24,14 +27,19 @@ from edgeloc.localize.interpolate import (
     widen_unconfirmed,
 )
 from edgeloc.localize.structure import (
+    FixCalibration,
     StructureOptions,
     relocalize,
     structure_for,
 )
+from edgeloc.runtime import ladder
+from edgeloc.runtime.following import Following, FollowOptions, Prediction
+from edgeloc.runtime.ladder import Attempt, LadderState, Need, Settings
 from edgeloc.runtime.site_models import open_site_family, open_site_retrieval
 from edgeloc.runtime.stage_timer import StageTimer
 from edgeloc.runtime.telemetry import RepeatedWarning
 from edgeloc.runtime.tile_cache import TileCache
+from edgeloc.runtime.tracker import MotionState, MotionTracker, Odometry
 from edgeloc.tiles.layout import LocalMap
 from edgeloc.tiles.reader import (
     Site,
@@ -40,9 +48,11 @@ from edgeloc.tiles.reader import (
     visible_point3D_ids,
 )
 from edgeloc.types import (
+    ByteArray,
     CameraModel,
     Cause,
     Features,
+    FloatArray,
     Frame,
     FrameBudget,
     IntArray,
@@ -56,6 +66,21 @@ from edgeloc.types import (
 _log = logging.getLogger(__name__)
 
 METHODS = ("auto", "structure", "interpolate")
+
+_STEPS = MappingProxyType(
+    {
+        "auto": None,
+        "structure": frozenset({"track", "guided", "relocalize", "predict", "lost"}),
+        "interpolate": frozenset({"interpolate", "lost"}),
+    }
+)
+"""Steps of the ladder that a method takes."""
+
+_PARTS = (1, 2, 3, 4, 6)
+"""Parts of the picture, one of which is looked at for landmarks."""
+
+_PART_MARGIN_PX = 40
+"""Around a part: features near the border of what is looked at are not found."""
 
 _LOST = Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=Cause.NONE)
 
@@ -89,6 +114,8 @@ class EstimatorOptions:
         Of RELOCALIZE; None = what serves the site's feature family.
     interpolate : InterpolateOptions
         Of INTERPOLATE.
+    follow : FollowOptions
+        Of TRACK.
     backend : BackendOptions
         Where the site's networks run.
     seed : int
@@ -104,6 +131,7 @@ class EstimatorOptions:
     cache_bytes: int = 256 << 20
     structure: StructureOptions | None = None
     interpolate: InterpolateOptions = field(default_factory=InterpolateOptions)
+    follow: FollowOptions = field(default_factory=FollowOptions)
     backend: BackendOptions = field(default_factory=BackendOptions)
     seed: int = 0
 
@@ -117,6 +145,32 @@ class EstimatorOptions:
             raise ConfigError(f"num_retrieved {self.num_retrieved} must be at least 1")
         if self.max_keypoints is not None and self.max_keypoints < 1:
             raise ConfigError(f"max_keypoints {self.max_keypoints} must be at least 1")
+
+
+class _Work:
+    """What is known of one frame while it is answered."""
+
+    def __init__(
+        self,
+        frame: Frame,
+        budget: FrameBudget,
+        offer: Callable[[PoseEstimate], None] | None,
+    ) -> None:
+        self.frame = frame
+        self.budget = budget
+        self.offer = offer
+        self.candidates: dict[str, Candidate] = {}
+        self.skipped: set[str] = set()
+        self.prediction: Prediction | None = None
+        self.grey: ByteArray | None = None
+        self.query: Query | None = None
+        self.retrieved: RetrievalResult | None = None
+        self.done: set[str] = set()
+
+    def trace(self) -> FrameTrace:
+        return FrameTrace(
+            retrieved=self.retrieved, query=self.query, candidates=self.candidates
+        )
 
 
 class Estimator:
@@ -162,6 +216,9 @@ class Estimator:
         self._retrieval = open_site_retrieval(site, options=backend)
         try:
             self._coarse = CoarseCalibration.from_arrays(site.retrieval_arrays)
+            self._calibration = FixCalibration.of_site(
+                site.manifest.covariance_scale, site.retrieval_arrays
+            )
         except ValueError as exc:
             raise MapError(f"{site.path}: {exc}; build the site again") from exc
         structure = self._options.structure or structure_for(self._family)
@@ -170,11 +227,32 @@ class Estimator:
         self._global_descriptors = decode_global_codes(site.keyframes.global_codes)
         self._tiles = TileCache(site, max_bytes=self._options.cache_bytes)
         self._timer = StageTimer(self._clock)
-        self._last_fix: Rigid3 | None = None
+        self._following = Following(
+            camera=camera,
+            family=self._family,
+            calibration=self._calibration,
+            options=replace(
+                self._options.follow,
+                track=replace(
+                    self._options.follow.track,
+                    pnp=replace(pnp, max_iterations=max(1, pnp.max_iterations // 4)),
+                    integrity=self._structure.integrity,
+                    min_similarity=self._structure.match.min_similarity,
+                ),
+            ),
+        )
         self._failures = RepeatedWarning(_log, self._clock)
+        # Images of another size than a network's own would reach it stretched.
+        fixed = (
+            isinstance(self._family, LearnedFamily)
+            and self._family.network.manifest.input.size is not None
+        )
+        self._parts = _PARTS[:1] if fixed else _PARTS
 
     def warm_up(self) -> None:
         """Run every stage once, so that the first frame is not the slowest.
+
+        What the stages take is remembered as what they will probably cost.
 
         Raises
         ------
@@ -184,31 +262,37 @@ class Estimator:
         noise = np.random.default_rng(0).integers(
             0, 255, (self._camera.height, self._camera.width), dtype=np.uint8
         )
-        now_ns = self._clock.now_ns()
-        frame = Frame(frame_id=0, camera_id="", timestamp_ns=now_ns, image=noise)
-        far = FrameBudget(
-            start_ns=now_ns, deadline_ns=now_ns + 10**12, clock=self._clock
-        )
-        self._trace(frame, far)
-        self._relocalize_a_keyframe()
-        self._last_fix = None
+        costs_ns: dict[str, float] = {}
+        for _ in range(2):  # the first time is slower than any after it
+            self._timer = StageTimer(self._clock)
+            now_ns = self._clock.now_ns()
+            frame = Frame(frame_id=0, camera_id="", timestamp_ns=now_ns, image=noise)
+            far = FrameBudget(
+                start_ns=now_ns, deadline_ns=now_ns + 10**12, clock=self._clock
+            )
+            self._timer.start_frame()
+            self._climb(_Work(frame, far, None))
+            self._relocalize_a_keyframe(noise)
+            costs_ns = dict(self._timer.stage_ns)
+        self._following.reset()
         self._timer = StageTimer(self._clock)
+        if not self._options.cold:
+            self._timer.seed(costs_ns)
 
-    def _relocalize_a_keyframe(self) -> None:
+    def _relocalize_a_keyframe(self, grey: ByteArray) -> None:
         """Solve for a keyframe's pose from its own landmarks, without a picture."""
         keyframes = self._site.keyframes
         retrieved = RetrievalResult(
             keyframe_ids=keyframes.keyframe_ids[:1], scores=np.ones(1, np.float32)
         )
+        pose = keyframes.cam_from_world(0)
         try:
             seen = assemble_local_map(
                 self._tiles.load, self._site, retrieved.keyframe_ids
             )
         except (TileMissingError, TileFormatError):
             return
-        pixels, in_front = project(
-            self._camera, keyframes.cam_from_world(0).transform(seen.points3D)
-        )
+        pixels, in_front = project(self._camera, pose.transform(seen.points3D))
         usable = in_front & np.all(np.isfinite(pixels), axis=1)
         first_rows = np.searchsorted(seen.row_to_point, np.flatnonzero(usable))
         features = Features(
@@ -223,9 +307,41 @@ class Estimator:
             descriptors=self._family.decode(features.descriptors),
             global_descriptor=self._global_descriptors[0],
         )
-        self._relocalize(query, retrieved)
+        fix = self._relocalize(query, retrieved)
+        if fix.status is not PoseStatus.LOCALIZED or self._options.cold:
+            return
+        # The landmarks do not move in the noise: this measures, and finds nothing.
+        self._following.accept(fix, grey, 0, None)
+        prediction = self._following.predict(0)
+        assert prediction is not None
+        with self._timer.stage("track"):
+            self._following.track(grey, 0, prediction)
+        self._following.accept(fix, grey, 0, None)
+        frame = Frame(frame_id=0, camera_id="", timestamp_ns=0, image=grey)
+        self._refresh(frame, self._covariance_of(fix), 1)
 
-    def step(self, frame: Frame, budget: FrameBudget) -> PoseEstimate:
+    @property
+    def motion_state(self) -> MotionState | None:
+        """What later frames can be predicted from; None when nothing is known."""
+        return self._following.motion_state
+
+    @property
+    def motion(self) -> MotionTracker:
+        """The motion filter, which takes measurements of other sensors, too."""
+        return self._following.motion
+
+    @property
+    def odometry(self) -> Odometry | None:
+        """A frame in which the camera never jumps, and where it lies in the map."""
+        return self._following.odometry
+
+    def step(
+        self,
+        frame: Frame,
+        budget: FrameBudget,
+        *,
+        offer: Callable[[PoseEstimate], None] | None = None,
+    ) -> PoseEstimate:
         """Return the answer for one frame; never raises for what a frame can contain.
 
         Parameters
@@ -233,27 +349,38 @@ class Estimator:
         frame : Frame
             Of the size of the camera model.
         budget : FrameBudget
-            Between stages, what no longer fits is not started.
+            Between stages, what no longer fits is not started; but a fix without which
+            the frames that follow could not be answered either is finished late.
+        offer : callable, optional
+            Called with each candidate as soon as it is there, cheap ones first.
         """
-        return self.explain(frame, budget)[0]
+        return self.explain(frame, budget, offer=offer)[0]
 
     def explain(
-        self, frame: Frame, budget: FrameBudget
+        self,
+        frame: Frame,
+        budget: FrameBudget,
+        *,
+        offer: Callable[[PoseEstimate], None] | None = None,
     ) -> tuple[PoseEstimate, FrameTrace]:
         """Return the answer and how it came about."""
         self._timer.start_frame()
+        work = _Work(frame, budget, offer)
         try:
-            trace = self._trace(frame, budget)
+            self._climb(work)
         except ModelError as exc:
             self._failures.warn(str(exc))
-            lost = replace(_LOST, cause=Cause.BACKEND_ERROR)
-            trace = FrameTrace(candidates={"LOST": lost})
+            work.candidates["LOST"] = replace(_LOST, cause=Cause.BACKEND_ERROR)
+        candidate = self._best(work)
+        if candidate.status is not PoseStatus.LOCALIZED:
+            self._following.lose(frame.timestamp_ns)
         self._timer.end_frame()
-        candidate = self._best(trace)
-        if candidate.status is PoseStatus.LOCALIZED and not self._options.cold:
-            self._last_fix = candidate.cam_from_world
+        return self._estimate(candidate, work), work.trace()
+
+    def _estimate(self, candidate: Candidate, work: _Work) -> PoseEstimate:
+        frame, budget = work.frame, work.budget
         now_ns = self._clock.now_ns()
-        estimate = PoseEstimate(
+        return PoseEstimate(
             frame_id=frame.frame_id,
             timestamp_ns=frame.timestamp_ns,
             status=candidate.status,
@@ -269,69 +396,231 @@ class Estimator:
             stage_ns=dict(self._timer.stage_ns),
             map_id=self._site.manifest.map_id,
         )
-        return estimate, trace
 
-    def _affordable(self, budget: FrameBudget, *stages: str) -> bool:
-        if budget.allows(self._timer.cost_ns(*stages)):
-            return True
-        self._timer.forget_a_little(*stages)
-        return False
+    def _climb(self, work: _Work) -> None:
+        """Take steps of the ladder until the best that there is time for answered."""
+        options = self._options
+        state = LadderState(
+            have=self._have(work),
+            only=_STEPS[options.method],
+            may_be_late=not options.cold,
+            turn_down=not options.cold,
+        )
+        while True:
+            plan = ladder.plan(state, work.budget.remaining_ns, self._timer)
+            for step in plan.skipped:
+                if step.name not in work.skipped:
+                    work.skipped.add(step.name)
+                    self._timer.forget_a_little(*(set(step.stages) - state.done))
+            attempt = plan.attempts[0]
+            if attempt.step.rung is Rung.LOST:
+                return
+            candidate = self._take(attempt, work)
+            work.candidates[attempt.step.name.upper()] = candidate
+            state = state.after(attempt.step.name, candidate.cause, stages=work.done)
+            if candidate.cam_from_world is None:
+                if work.query is not None and len(work.query.features) == 0:
+                    return
+                continue
+            if work.offer is not None:
+                work.offer(self._estimate(self._best(work), work))
+            if len(plan.attempts) == 1:
+                return
 
-    def _trace(self, frame: Frame, budget: FrameBudget) -> FrameTrace:
-        if not self._affordable(budget, "preprocess", "features", "retrieve"):
-            return FrameTrace(candidates={"LOST": replace(_LOST, cause=Cause.DEADLINE)})
-        query = self._describe(frame)
-        if len(query.features) == 0:
-            return FrameTrace(
-                query=query,
-                candidates={"LOST": replace(_LOST, cause=Cause.FEW_FEATURES)},
+    def _have(self, work: _Work) -> frozenset[Need]:
+        have = set(ladder.site_data(self._site.manifest.rungs))
+        if not self._options.cold:
+            prediction = self._following.predict(work.frame.timestamp_ns)
+            work.prediction = prediction
+            if prediction is not None and prediction.usable:
+                have |= {Need.MOTION, Need.PRIOR}
+                if self._following.can_track(self._grey(work)):
+                    have.add(Need.TRACKS)
+        return frozenset(have)
+
+    def _grey(self, work: _Work) -> ByteArray:
+        if work.grey is None:
+            with self._timer.stage("preprocess"):
+                image = work.frame.image
+                # Kept beyond this frame, whose memory may be used again.
+                work.grey = image.copy() if image.ndim == 2 else to_grey(image)
+        return work.grey
+
+    def _take(self, attempt: Attempt, work: _Work) -> Candidate:
+        name = attempt.step.name
+        if name == "predict":
+            return _predicted(work.prediction)
+        if name == "track":
+            return self._track(work)
+        if name == "guided":
+            return self._guided(work, attempt)
+        return self._from_retrieval(work, attempt)
+
+    def _track(self, work: _Work) -> Candidate:
+        assert work.prediction is not None
+        following, frame = self._following, work.frame
+        with self._timer.stage("track"):
+            candidate = following.track(
+                self._grey(work), frame.timestamp_ns, work.prediction
             )
-        with self._timer.stage("retrieve"):
-            retrieved = self._retrieve(query)
-        candidates: dict[str, Candidate] = {}
-        if self._options.method != "structure":
+        work.done.update(("preprocess", "track"))
+        if candidate.status is not PoseStatus.LOCALIZED:
+            return candidate
+        if work.offer is not None:
+            work.offer(self._estimate(candidate, work))
+        if following.wants_landmarks:
+            num_parts = self._affordable_parts(work.budget)
+            if num_parts:
+                self._refresh(frame, self._covariance_of(candidate), num_parts)
+        return candidate
+
+    def _affordable_parts(self, budget: FrameBudget) -> int:
+        """Return into how many parts the picture is divided; 0 = no time for any."""
+        least = 1 if self._following.num_tracks < 60 else 3
+        for num_parts in self._parts:
+            if num_parts < least and len(self._parts) > 1:
+                continue
+            share = 1.2 / num_parts if num_parts > 1 else 1.0
+            setting = 0 if num_parts == 1 else num_parts
+            if budget.allows(
+                self._timer.cost_ns("refresh", setting=setting, share=share)
+                + self._timer.cost_ns("track_map")
+            ):
+                return num_parts
+        self._timer.forget_a_little("refresh", "track_map")
+        return 0
+
+    def _refresh(self, frame: Frame, covariance: FloatArray, num_parts: int) -> None:
+        """Look for landmarks in a part of the picture; without tiles, for none."""
+        following = self._following
+        pose = following.pose
+        if pose is None or not self._near_map(pose):
+            return
+        setting = 0 if num_parts == 1 else num_parts
+        with self._timer.stage("refresh", setting=setting):
+            rows = following.next_rows(num_parts)
+            features = self._features_of_rows(frame.image, rows)
+            following.refresh(features, rows, frame.timestamp_ns, covariance)
+
+    def _near_map(self, pose: Rigid3) -> bool:
+        """Have the landmarks around a pose at hand; False when tiles are not there."""
+        keyframes = self._site.keyframes
+
+        def load(ids: IntArray) -> tuple[LocalMap, list[IntArray], FloatArray]:
+            return (
+                assemble_local_map(self._tiles.load, self._site, ids),
+                visible_point3D_ids(self._tiles.load, self._site, ids),
+                keyframes.centers_of(keyframes.index_of(ids)),
+            )
+
+        with self._timer.stage("track_map"):
+            try:
+                self._following.near_map(
+                    pose,
+                    choose=lambda at, k: nearest_keyframes(keyframes, at, k=k),
+                    load=load,
+                    spacing=self._coarse.keyframe_spacing,
+                )
+            except (TileMissingError, TileFormatError):
+                return False
+        return True
+
+    def _features_of_rows(self, image: ByteArray, rows: tuple[int, int]) -> Features:
+        """Return the features in some rows of a picture, px of the whole of it."""
+        spec = self._site.manifest.family
+        height, width = image.shape[:2]
+        first = max(rows[0] - _PART_MARGIN_PX, 0)
+        last = min(rows[1] + _PART_MARGIN_PX, height)
+        part = image[first:last]
+        max_side_px = spec.max_side_px
+        if max_side_px and max(height, width) > max_side_px:
+            # As much smaller as the whole picture would be made.
+            longest = max(part.shape[:2])
+            max_side_px = max(1, round(longest * max_side_px / max(height, width)))
+        else:
+            max_side_px = 0
+        wanted = self._options.max_keypoints or spec.max_keypoints
+        features = extract_prepared(
+            prepare_image(part, self._family, max_side_px=max_side_px),
+            self._family,
+            max_keypoints=max(1, round(wanted * (last - first) / height)),
+        )
+        return replace(
+            features,
+            keypoints=features.keypoints + np.array([0.0, first], np.float32),
+        )
+
+    def _guided(self, work: _Work, attempt: Attempt) -> Candidate:
+        prediction = work.prediction
+        assert prediction is not None
+        if not self._near_map(prediction.cam_from_world):
+            return replace(_LOST, cause=Cause.TILE_MISSING)
+        work.done.add("track_map")
+        query = self._describe(work, attempt)
+        with self._timer.stage("guided", setting=attempt.setting):
+            return self._following.guided(
+                query,
+                self._grey(work),
+                work.frame.timestamp_ns,
+                prediction=prediction,
+            )
+
+    def _from_retrieval(self, work: _Work, attempt: Attempt) -> Candidate:
+        query = self._describe(work, attempt)
+        if len(query.features) == 0:
+            return replace(_LOST, cause=Cause.FEW_FEATURES)
+        if work.retrieved is None:
+            with self._timer.stage("retrieve"):
+                vector = self._retrieval.global_descriptor(
+                    work.frame.image, query.descriptors
+                )
+                query = work.query = replace(query, global_descriptor=vector)
+                work.retrieved = self._retrieve(query, work.prediction)
+            work.done.add("retrieve")
+        if attempt.step.name == "interpolate":
             with self._timer.stage("interpolate"):
-                candidates["INTERPOLATE"] = interpolate_pose(
+                return interpolate_pose(
                     query=query.global_descriptor,
-                    retrieved=retrieved,
+                    retrieved=work.retrieved,
                     keyframes=self._site.keyframes,
                     calibration=self._coarse,
                     options=self._options.interpolate,
                 )
-        if self._options.method != "interpolate":
-            if self._affordable(budget, "local_map", "match_pnp"):
-                candidates["RELOCALIZE"] = self._relocalize(query, retrieved)
-            else:
-                candidates["RELOCALIZE"] = replace(_LOST, cause=Cause.DEADLINE)
-        return FrameTrace(retrieved=retrieved, query=query, candidates=candidates)
-
-    def _describe(self, frame: Frame) -> Query:
-        spec = self._site.manifest.family
-        with self._timer.stage("preprocess"):
-            prepared = prepare_image(
-                frame.image, self._family, max_side_px=spec.max_side_px
+        fix = self._relocalize(
+            query, work.retrieved, settings=attempt.settings, setting=attempt.setting
+        )
+        if fix.status is PoseStatus.LOCALIZED and not self._options.cold:
+            fix = self._following.accept(
+                fix, self._grey(work), work.frame.timestamp_ns, work.prediction
             )
-        with self._timer.stage("features"):
+        return fix
+
+    def _describe(self, work: _Work, attempt: Attempt) -> Query:
+        """Return the features of a frame, computed once."""
+        if work.query is not None:
+            return work.query
+        spec = self._site.manifest.family
+        image = work.frame.image
+        with self._timer.stage("preprocess"):
+            prepared = prepare_image(image, self._family, max_side_px=spec.max_side_px)
+        wanted = self._options.max_keypoints or spec.max_keypoints
+        with self._timer.stage("features", setting=attempt.setting):
             features = extract_prepared(
                 prepared,
                 self._family,
-                max_keypoints=self._options.max_keypoints or spec.max_keypoints,
+                max_keypoints=max(1, round(wanted * attempt.settings.keypoints)),
             )
             descriptors = self._family.decode(features.descriptors)
-        global_descriptor = np.zeros(self._retrieval.dim, np.float32)
-        if len(features):
-            with self._timer.stage("retrieve"):
-                global_descriptor = self._retrieval.global_descriptor(
-                    frame.image, descriptors
-                )
-        return Query(
+        work.done.update(("preprocess", "features"))
+        work.query = Query(
             camera=self._camera,
             features=features,
             descriptors=descriptors,
-            global_descriptor=global_descriptor,
+            global_descriptor=np.zeros(self._retrieval.dim, np.float32),
         )
+        return work.query
 
-    def _retrieve(self, query: Query) -> RetrievalResult:
+    def _retrieve(self, query: Query, prediction: Prediction | None) -> RetrievalResult:
         keyframes = self._site.keyframes
         found = search(
             query.global_descriptor,
@@ -339,10 +628,10 @@ class Estimator:
             global_descriptors=self._global_descriptors,
             k=self._options.num_retrieved,
         )
-        if self._last_fix is None:
+        if prediction is None or not prediction.usable:
             return found
         # The places around the last fix are worth a look whatever retrieval says.
-        near = nearest_keyframes(keyframes, self._last_fix, k=3)
+        near = nearest_keyframes(keyframes, prediction.cam_from_world, k=3)
         near = near[~np.isin(near, found.keyframe_ids)]
         scores = (
             self._global_descriptors[keyframes.index_of(near)] @ query.global_descriptor
@@ -356,30 +645,58 @@ class Estimator:
             ).astype(np.float32),
         )
 
-    def _relocalize(self, query: Query, retrieved: RetrievalResult) -> Candidate:
+    def _relocalize(
+        self,
+        query: Query,
+        retrieved: RetrievalResult,
+        *,
+        settings: Settings = ladder.FULL,
+        setting: int = 0,
+    ) -> Candidate:
         """Try the best few keyframes, and all of them where those do not carry far."""
         comparison = LandmarkComparison(query.descriptors, self._family.decode)
+        if settings.keyframes < 1.0:
+            retrieved = _best_of(
+                retrieved, max(1, round(settings.keyframes * len(retrieved)))
+            )
+        pnp = self._structure.pnp
+        structure = replace(
+            self._structure,
+            pnp=replace(
+                pnp, max_iterations=max(1, round(settings.samples * pnp.max_iterations))
+            ),
+        )
         try:
             first = self._options.num_first
             if first < len(retrieved):
-                few = RetrievalResult(
-                    keyframe_ids=retrieved.keyframe_ids[:first],
-                    scores=retrieved.scores[:first],
+                candidate = self._match_and_solve(
+                    query,
+                    _best_of(retrieved, first),
+                    comparison,
+                    structure=structure,
+                    setting=setting,
                 )
-                candidate = self._match_and_solve(query, few, comparison)
                 if (
                     candidate.status is PoseStatus.LOCALIZED
                     and candidate.num_inliers >= self._options.num_enough
                 ):
                     return candidate
-            return self._match_and_solve(query, retrieved, comparison)
+            return self._match_and_solve(
+                query, retrieved, comparison, structure=structure, setting=setting
+            )
         except TileMissingError:
             return replace(_LOST, cause=Cause.TILE_MISSING)
         except TileFormatError:
             return replace(_LOST, cause=Cause.TILE_CORRUPT)
 
     def _match_and_solve(
-        self, query: Query, retrieved: RetrievalResult, comparison: LandmarkComparison
+        self,
+        query: Query,
+        retrieved: RetrievalResult,
+        comparison: LandmarkComparison,
+        *,
+        structure: StructureOptions,
+        setting: int,
     ) -> Candidate:
         def load_local_map(keyframe_ids: IntArray) -> LocalMap:
             with self._timer.stage("local_map"):
@@ -390,7 +707,7 @@ class Estimator:
                 self._tiles.load, self._site, retrieved.keyframe_ids
             )
         keyframes = self._site.keyframes
-        with self._timer.stage("match_pnp"):
+        with self._timer.stage("match_pnp", setting=setting):
             return relocalize(
                 query,
                 retrieved,
@@ -400,28 +717,74 @@ class Estimator:
                 ),
                 load_local_map=load_local_map,
                 comparison=comparison,
-                covariance_scale=self._site.manifest.covariance_scale,
-                options=self._structure,
+                calibration=self._calibration,
+                options=structure,
             )
 
-    def _best(self, trace: FrameTrace) -> Candidate:
+    def _best(self, work: _Work) -> Candidate:
         """Return the best candidate with a pose, and the cause why not a better one."""
-        fix = trace.candidates.get("RELOCALIZE")
-        if fix is not None and fix.cam_from_world is not None:
-            return fix
-        coarse = trace.candidates.get("INTERPOLATE")
+        candidates = work.candidates
+        for name in ("TRACK", "GUIDED", "RELOCALIZE"):
+            fix = candidates.get(name)
+            if fix is not None and fix.cam_from_world is not None:
+                return fix
+        fix = candidates.get("RELOCALIZE")
+        coarse = candidates.get("INTERPOLATE")
+        predicted = candidates.get("PREDICT")
+        failed = candidates.get("LOST")
+        cause = Cause.NONE
+        if failed is not None:
+            cause = failed.cause
+        elif fix is not None:
+            cause = fix.cause
+        elif "relocalize" in work.skipped:
+            cause = Cause.DEADLINE
+        elif "TRACK" in candidates:
+            cause = candidates["TRACK"].cause
         if coarse is not None and coarse.cam_from_world is not None:
-            if fix is None:
-                return coarse
-            if fix.cause in _NOT_CONFIRMED:
+            if fix is not None and fix.cause in _NOT_CONFIRMED:
                 coarse = widen_unconfirmed(coarse, self._site.keyframes)
-            return replace(
-                coarse,
-                cause=fix.cause,
-                matches=fix.matches,
-                inlier_mask=fix.inlier_mask,
+        elif coarse is not None and cause is Cause.NONE:
+            cause = coarse.cause
+        answers = [
+            c
+            for c in (coarse, predicted)
+            if c is not None and c.cam_from_world is not None
+        ]
+        if not answers:
+            lost = replace(
+                _LOST, cause=Cause.DEADLINE if cause is Cause.NONE else cause
             )
-        for candidate in (fix, coarse, *trace.candidates.values()):
-            if candidate is not None:
-                return candidate
-        return _LOST
+            return lost if fix is None else replace(fix, cause=lost.cause)
+        # A fresh prediction says more than a mean of keyframes.
+        best = min(answers, key=_position_variance)
+        if fix is not None:
+            best = replace(best, matches=fix.matches, inlier_mask=fix.inlier_mask)
+        return replace(best, cause=cause)
+
+    @staticmethod
+    def _covariance_of(candidate: Candidate) -> FloatArray:
+        assert candidate.covariance is not None
+        return candidate.covariance
+
+
+def _best_of(retrieved: RetrievalResult, count: int) -> RetrievalResult:
+    return RetrievalResult(
+        keyframe_ids=retrieved.keyframe_ids[:count], scores=retrieved.scores[:count]
+    )
+
+
+def _predicted(prediction: Prediction | None) -> Candidate:
+    assert prediction is not None
+    return Candidate(
+        status=PoseStatus.PREDICTED,
+        rung=Rung.PREDICT,
+        cause=Cause.NONE,
+        cam_from_world=prediction.cam_from_world,
+        covariance=prediction.covariance,
+    )
+
+
+def _position_variance(candidate: Candidate) -> float:
+    assert candidate.covariance is not None
+    return float(np.trace(candidate.covariance[3:, 3:]))

@@ -15,6 +15,7 @@ from edgeloc.geometry.se3 import exp_so3, log_se3
 from edgeloc.localize.candidate import Query
 from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.localize.structure import (
+    FixCalibration,
     IntegrityOptions,
     StructureOptions,
     count_witnesses,
@@ -144,7 +145,7 @@ def localize(query, place, *, order=None, scale=1.0, options=None):
         centers=place.centers[ids],
         load_local_map=place.local_map,
         comparison=LandmarkComparison(query.descriptors, lambda stored: stored),
-        covariance_scale=scale,
+        calibration=FixCalibration(scale=scale),
         options=options or StructureOptions(),
     )
 

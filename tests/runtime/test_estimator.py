@@ -27,8 +27,10 @@ from edgeloc.errors import ConfigError, MapError, MapModelMismatchError
 from edgeloc.geometry.se3 import exp_so3
 from edgeloc.localize.interpolate import nearest_keyframes
 from edgeloc.localize.structure import StructureOptions
+from edgeloc.localize.track import TrackOptions
 from edgeloc.runtime import estimator as estimator_module
 from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+from edgeloc.runtime.following import FollowOptions
 from edgeloc.tiles.reader import open_site
 from edgeloc.types import Cause, PoseStatus, Rigid3, Rung
 
@@ -469,7 +471,8 @@ def test_two_estimators_agree(orb_site):
 
 def test_the_last_fix_proposes_keyframes(orb_site):
     """With one keyframe from retrieval, those around the last fix are looked at too."""
-    warm = make(orb_site, cold=False, num_retrieved=1)
+    blind = FollowOptions(track=TrackOptions(max_tracks=0, max_expected=0))
+    warm = make(orb_site, cold=False, num_retrieved=1, follow=blind)
     cold = make(orb_site, cold=True, num_retrieved=1)
     frame = frame_of(first_query())
     fix, before = warm.explain(frame, budget_of())

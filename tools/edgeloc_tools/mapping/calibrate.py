@@ -18,7 +18,7 @@ from edgeloc.localize.interpolate import (
     interpolate_pose,
     keyframe_spacing,
 )
-from edgeloc.localize.structure import relocalize, structure_for
+from edgeloc.localize.structure import FixCalibration, relocalize, structure_for
 from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import BoolArray, Features, Float32Array, IntArray, PoseStatus
 from edgeloc_tools.mapping.landmarks import LandmarkMap
@@ -163,7 +163,7 @@ def calibrate(
                 centers=centers[retrieved.keyframe_ids],
                 load_local_map=landmark_map.local_map,
                 comparison=LandmarkComparison(query.descriptors, family.decode),
-                covariance_scale=1.0,
+                calibration=FixCalibration(),
                 options=structure_for(family),
             )
             if (

@@ -1,0 +1,528 @@
+"""What TRACK remembers between frames: landmarks in view, motion, and their age."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edgeloc.features.family import FeatureFamily
+from edgeloc.geometry.camera import project
+from edgeloc.geometry.refine import refine_pose
+from edgeloc.geometry.se3 import exp_se3, rotation_angle_rad
+from edgeloc.localize.candidate import Candidate, Query
+from edgeloc.localize.klt import Tracks, no_tracks
+from edgeloc.localize.structure import FixCalibration
+from edgeloc.localize.track import (
+    TrackMap,
+    TrackOptions,
+    expected_landmarks,
+    make_track_map,
+    match_expected,
+    seed_tracks,
+    sighted,
+    solve_tracks,
+    track_frame,
+)
+from edgeloc.runtime.tracker import (
+    MotionState,
+    MotionTracker,
+    Odometer,
+    Odometry,
+    Verdict,
+    predict_pose,
+    prediction_is_usable,
+)
+from edgeloc.tiles.layout import LocalMap
+from edgeloc.types import (
+    ByteArray,
+    CameraModel,
+    Cause,
+    Features,
+    FloatArray,
+    IntArray,
+    PoseStatus,
+    Rigid3,
+    Rung,
+)
+
+_NS_PER_S = 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowOptions:
+    """How frames are tied together.
+
+    Parameters
+    ----------
+    track : TrackOptions
+        Of TRACK.
+    refresh_every : int
+        Frames between two looks at a part of the picture for landmarks, when there are
+        tracks enough.
+    num_keyframes : int
+        Keyframes around the camera whose landmarks are looked for.
+    max_unconfirmed_s : float
+        Pixels that were followed for longer without any landmark being recognised by
+        its descriptor are no evidence any more.
+    drift_s : float
+        The covariance of followed pixels doubles within this time without one.
+    strong_inliers : int
+        A fix with so many inliers is believed against the prediction at once; a weaker
+        one that contradicts it needs the next one to agree.
+    """
+
+    track: TrackOptions = field(default_factory=TrackOptions)
+    refresh_every: int = 3
+    num_keyframes: int = 12
+    max_unconfirmed_s: float = 3.0
+    drift_s: float = 2.0
+    strong_inliers: int = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prediction:
+    """Where the camera should be.
+
+    Parameters
+    ----------
+    cam_from_world : Rigid3
+        Pose.
+    covariance : ndarray of shape (6, 6), float64
+        Its covariance.
+    usable : bool
+        Whether it is worth telling.
+    """
+
+    cam_from_world: Rigid3
+    covariance: FloatArray
+    usable: bool
+
+
+class Following:
+    """Follows one camera through a site.
+
+    Parameters
+    ----------
+    camera : CameraModel
+        Intrinsics.
+    family : FeatureFamily
+        Of the landmarks' descriptors.
+    calibration : FixCalibration
+        Of the site's covariances.
+    options : FollowOptions
+        How.
+    """
+
+    def __init__(
+        self,
+        *,
+        camera: CameraModel,
+        family: FeatureFamily,
+        calibration: FixCalibration,
+        options: FollowOptions,
+    ) -> None:
+        self._camera = camera
+        self._family = family
+        self._calibration = calibration
+        self._options = options
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        self._motion = MotionTracker()
+        self._odometer = Odometer()
+        self._tracks: Tracks | None = None
+        self._tracks_pose: Rigid3 | None = None
+        self._track_map: TrackMap | None = None
+        self._confirmed_ns = 0
+        self._since_refresh = 0
+        self._next_part = 0
+
+    @property
+    def motion_state(self) -> MotionState | None:
+        """What later frames are predicted from."""
+        return self._motion.state
+
+    @property
+    def motion(self) -> MotionTracker:
+        """The filter, for measurements of other sensors."""
+        return self._motion
+
+    @property
+    def odometry(self) -> Odometry | None:
+        """The smooth frame, at the newest frame with a pose."""
+        return self._odometer.odometry
+
+    @property
+    def pose(self) -> Rigid3 | None:
+        """Pose of the newest frame whose landmarks are followed."""
+        return self._tracks_pose
+
+    @property
+    def num_tracks(self) -> int:
+        """Landmarks followed."""
+        return 0 if self._tracks is None else len(self._tracks)
+
+    @property
+    def wants_landmarks(self) -> bool:
+        """Whether it is time to look for landmarks."""
+        return (
+            self._since_refresh >= self._options.refresh_every
+            or self.num_tracks < self._options.track.few_tracks
+        )
+
+    def predict(self, timestamp_ns: int) -> Prediction | None:
+        """Return where the camera should be at a time; None before the first fix."""
+        state = self._motion.state
+        if state is None:
+            return None
+        pose, covariance = predict_pose(state, timestamp_ns)
+        usable = prediction_is_usable(
+            covariance, landmark_distance=state.landmark_distance
+        )
+        return Prediction(cam_from_world=pose, covariance=covariance, usable=usable)
+
+    def can_track(self, grey: ByteArray) -> bool:
+        """Return whether there are pixels to follow into a picture."""
+        return (
+            self._tracks is not None
+            and len(self._tracks) >= self._options.track.integrity.min_inliers
+            and self._tracks.grey.shape == grey.shape
+        )
+
+    def track(
+        self, grey: ByteArray, timestamp_ns: int, prediction: Prediction
+    ) -> Candidate:
+        """Return the pose from pixels followed since the last frame.
+
+        Parameters
+        ----------
+        grey : ndarray of shape (H, W), uint8
+            The frame; kept, not to be written to.
+        timestamp_ns : int
+            Its time.
+        prediction : Prediction
+            For that time.
+        """
+        assert self._tracks is not None
+        assert self._tracks_pose is not None
+        options = self._options.track
+        tracked = track_frame(
+            self._tracks,
+            grey,
+            self._camera,
+            prior=prediction.cam_from_world,
+            last_pose=self._tracks_pose,
+            calibration=self._calibration,
+            options=options,
+        )
+        unconfirmed_s = max(timestamp_ns - self._confirmed_ns, 0) / _NS_PER_S
+        if tracked.tracks is None or unconfirmed_s > self._options.max_unconfirmed_s:
+            self._tracks = None
+            return _lost_like(tracked.candidate)
+        candidate = _widened(
+            tracked.candidate, 1.0 + unconfirmed_s / self._options.drift_s
+        )
+        assert candidate.cam_from_world is not None
+        self._move(timestamp_ns, candidate.cam_from_world, self._tracks_pose)
+        self._tracks = tracked.tracks
+        self._tracks_pose = candidate.cam_from_world
+        self._since_refresh += 1
+        if self._tell_motion(timestamp_ns, candidate) is Verdict.REJECTED:
+            # Jerked: pixels that were followed and agree are evidence enough.
+            self._restart_motion(timestamp_ns, candidate)
+        return candidate
+
+    def accept(
+        self,
+        candidate: Candidate,
+        grey: ByteArray,
+        timestamp_ns: int,
+        prediction: Prediction | None,
+    ) -> Candidate:
+        """Take a fix of another rung, and follow its landmarks from now on.
+
+        Parameters
+        ----------
+        candidate : Candidate
+            LOCALIZED.
+        grey : ndarray of shape (H, W), uint8
+            Its frame; kept, not to be written to.
+        timestamp_ns : int
+            Its time.
+        prediction : Prediction or None
+            For that time, from before.
+
+        Returns
+        -------
+        Candidate
+            The same; or LOST and AMBIGUOUS when it is weak and contradicts what was
+            known, until the next one agrees with it.
+        """
+        verdict = self._tell_motion(timestamp_ns, candidate)
+        if verdict is Verdict.REJECTED:
+            strong = candidate.num_inliers >= self._options.strong_inliers
+            known = prediction is not None and prediction.usable
+            if known and not strong:
+                return _lost_like(candidate, Cause.AMBIGUOUS)
+            self._restart_motion(timestamp_ns, candidate)
+        assert candidate.cam_from_world is not None
+        self._drift(timestamp_ns, candidate.cam_from_world)
+        self._tracks = seed_tracks(candidate, grey, self._options.track)
+        self._tracks_pose = candidate.cam_from_world
+        self._confirmed_ns = timestamp_ns
+        self._since_refresh = 0
+        return candidate
+
+    def lose(self, timestamp_ns: int) -> None:
+        """Note that no evidence was found in a frame.
+
+        Pixels of the frame before are kept for the next one: it may only have been
+        covered.
+        """
+        state = self._motion.state
+        if state is not None and self._odometer.odometry is not None:
+            self._drift(timestamp_ns, predict_pose(state, timestamp_ns)[0])
+
+    def guided(
+        self,
+        query: Query,
+        grey: ByteArray,
+        timestamp_ns: int,
+        *,
+        prediction: Prediction,
+    ) -> Candidate:
+        """Return the pose from landmarks looked for around their predicted pixels.
+
+        Parameters
+        ----------
+        query : Query
+            Features of the whole frame.
+        grey : ndarray of shape (H, W), uint8
+            The frame; kept.
+        timestamp_ns : int
+            Its time.
+        prediction : Prediction
+            For that time.
+        """
+        assert self._track_map is not None
+        options = self._options.track
+        expected = expected_landmarks(
+            self._track_map,
+            self._camera,
+            cam_from_world=prediction.cam_from_world,
+            covariance=prediction.covariance,
+            rows_px=(0.0, float(self._camera.height)),
+            followed_ids=np.zeros(0, np.int64),
+            options=options,
+        )
+        local_map = self._track_map.local_map
+        feature_idx, point_idx, _ = match_expected(
+            expected,
+            local_map,
+            features=query.features,
+            decode=self._family.decode,
+            options=options,
+        )
+        found = sighted(
+            no_tracks(grey),
+            features=query.features,
+            local_map=local_map,
+            feature_idx=feature_idx,
+            point_idx=point_idx,
+            keep=np.ones(len(feature_idx), dtype=bool),
+            options=options,
+        )
+        if len(found) < options.integrity.min_inliers:
+            return _lost(Cause.FEW_MATCHES)
+        candidate, mask = solve_tracks(
+            found,
+            self._camera,
+            prior=prediction.cam_from_world,
+            calibration=self._calibration,
+            options=options,
+        )
+        if mask is None:
+            return candidate
+        return self.accept(candidate, grey, timestamp_ns, prediction)
+
+    def near_map(
+        self,
+        pose: Rigid3,
+        *,
+        choose: Callable[[Rigid3, int], IntArray],
+        load: Callable[[IntArray], tuple[LocalMap, list[IntArray], FloatArray]],
+        spacing: float,
+    ) -> None:
+        """Have the landmarks around a pose at hand.
+
+        Parameters
+        ----------
+        pose : Rigid3
+            Where the camera is, about.
+        choose : callable
+            From a pose and a number to the ids of keyframes around it.
+        load : callable
+            From keyframe ids to their landmarks, which each sees, and their centres.
+        spacing : float
+            The same landmarks serve until the camera moved so far, m.
+        """
+        if self._track_map is not None:
+            made_at = self._track_map.made_at
+            moved = float(np.linalg.norm(pose.origin_in_a - made_at.origin_in_a))
+            turned = float(rotation_angle_rad(pose.R @ made_at.R.T))
+            if moved <= spacing and turned <= np.deg2rad(12.0):
+                return
+        keyframe_ids = choose(pose, self._options.num_keyframes)
+        local_map, visible, centers = load(keyframe_ids)
+        self._track_map = make_track_map(
+            local_map, visible=visible, centers=centers, made_at=pose
+        )
+
+    def next_rows(self, num_parts: int) -> tuple[int, int]:
+        """Return the rows of the part of the picture that was not looked at longest."""
+        height = self._camera.height
+        part = self._next_part % num_parts
+        self._next_part = part + 1
+        return height * part // num_parts, height * (part + 1) // num_parts
+
+    def refresh(
+        self,
+        features: Features,
+        rows_px: tuple[int, int],
+        timestamp_ns: int,
+        covariance: FloatArray,
+    ) -> int:
+        """Look for landmarks in a part of the newest frame.
+
+        Parameters
+        ----------
+        features : Features
+            Of that part, px of the whole frame.
+        rows_px : tuple of int
+            The part.
+        timestamp_ns : int
+            Time of the frame.
+        covariance : ndarray of shape (6, 6), float64
+            Of the frame's pose.
+
+        Returns
+        -------
+        int
+            Landmarks recognised where the pose says they are.
+        """
+        assert self._track_map is not None
+        assert self._tracks is not None
+        assert self._tracks_pose is not None
+        options = self._options.track
+        self._since_refresh = 0
+        expected = expected_landmarks(
+            self._track_map,
+            self._camera,
+            cam_from_world=self._tracks_pose,
+            covariance=covariance,
+            rows_px=(float(rows_px[0]), float(rows_px[1])),
+            followed_ids=self._tracks.point3D_ids,
+            options=options,
+        )
+        local_map = self._track_map.local_map
+        feature_idx, point_idx, _ = match_expected(
+            expected,
+            local_map,
+            features=features,
+            decode=self._family.decode,
+            options=options,
+        )
+        pixels, _ = project(
+            self._camera, self._tracks_pose.transform(local_map.points3D[point_idx])
+        )
+        off = np.linalg.norm(pixels - features.keypoints[feature_idx], axis=1)
+        limit = np.minimum(
+            options.pnp.inlier_sigmas * features.sigmas[feature_idx],
+            options.pnp.max_error_px,
+        )
+        agree = off <= limit
+        num_agree = int(np.count_nonzero(agree))
+        if num_agree >= max(6, 0.3 * len(agree)):
+            self._confirmed_ns = timestamp_ns
+        self._tracks = sighted(
+            self._tracks,
+            features=features,
+            local_map=local_map,
+            feature_idx=feature_idx,
+            point_idx=point_idx,
+            keep=agree,
+            options=options,
+        )
+        # The odometry compares like with like: the pose of the same landmarks' pixels.
+        self._tracks_pose = refine_pose(
+            points2D=self._tracks.points2D,
+            points3D=self._tracks.points3D,
+            camera=self._camera,
+            cam_from_world=self._tracks_pose,
+            point_sigmas=self._tracks.point_sigmas,
+            pixel_sigmas=self._tracks.pixel_sigmas,
+            options=options.pnp.refine,
+        ).cam_from_world
+        return num_agree
+
+    def _tell_motion(self, timestamp_ns: int, candidate: Candidate) -> Verdict:
+        assert candidate.cam_from_world is not None
+        assert candidate.covariance is not None
+        return self._motion.update(
+            timestamp_ns,
+            candidate.cam_from_world,
+            candidate.covariance,
+            landmark_distance=_landmark_distance(candidate),
+        )
+
+    def _restart_motion(self, timestamp_ns: int, candidate: Candidate) -> None:
+        self._motion.reset()
+        self._tell_motion(timestamp_ns, candidate)
+
+    def _move(self, timestamp_ns: int, pose: Rigid3, before: Rigid3) -> None:
+        self._odometer.advance(timestamp_ns, pose @ before.inverse(), pose)
+
+    def _drift(self, timestamp_ns: int, pose: Rigid3) -> None:
+        """Advance the odometry by what the filter knows of the motion alone."""
+        last, state = self._odometer.odometry, self._motion.state
+        step = Rigid3.identity()
+        if last is not None and state is not None:
+            dt = (timestamp_ns - last.timestamp_ns) / _NS_PER_S
+            if 0.0 < dt < 1.0:
+                step = exp_se3(state.velocity * dt)
+        self._odometer.advance(timestamp_ns, step, pose)
+
+
+def _landmark_distance(candidate: Candidate) -> float:
+    assert candidate.matches is not None
+    assert candidate.inlier_mask is not None
+    assert candidate.cam_from_world is not None
+    in_cam = candidate.cam_from_world.transform(
+        candidate.matches.points3D[candidate.inlier_mask]
+    )
+    return float(np.median(np.linalg.norm(in_cam, axis=1)))
+
+
+def _widened(candidate: Candidate, factor: float) -> Candidate:
+    assert candidate.covariance is not None
+    return replace(candidate, covariance=candidate.covariance * factor)
+
+
+def _lost(cause: Cause) -> Candidate:
+    return Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=cause)
+
+
+def _lost_like(candidate: Candidate, cause: Cause | None = None) -> Candidate:
+    """Return a LOST candidate that keeps what was looked at."""
+    if cause is None:
+        cause = Cause.FEW_MATCHES if candidate.cause is Cause.NONE else candidate.cause
+    return Candidate(
+        status=PoseStatus.LOST,
+        rung=Rung.LOST,
+        cause=cause,
+        matches=candidate.matches,
+        inlier_mask=candidate.inlier_mask,
+    )
