@@ -29,6 +29,7 @@ METHOD_CHOICES = (
     "interpolate",
     "regress",
 )
+RECORD_IMAGES_CHOICES = ("auto", "jpeg", "png", "reference", "none")
 PACE_CHOICES = ("realtime", "every")
 REALTIME_CHOICES = ("off", "auto", "require")
 BACKEND_CHOICES = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
@@ -72,6 +73,10 @@ class RunConfig:
         Sinks.
     metrics : str or None
         Where Prometheus fetches numbers, see `edgeloc.runtime.metrics_server`.
+    record : str or None
+        Log of the run, see `edgeloc.runtime.record`.
+    record_images : str
+        How that keeps frames.
     max_frames : int or None
         Stop after that many records.
     max_keypoints : int or None
@@ -101,6 +106,8 @@ class RunConfig:
     threads: int = 1
     out: tuple[str, ...] = ("jsonl:-",)
     metrics: str | None = None
+    record: str | None = None
+    record_images: str = "auto"
     max_frames: int | None = None
     max_keypoints: int | None = None
     seed: int = 0
@@ -250,6 +257,8 @@ _CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "threads": _whole(1, 256),
     "out": _texts,
     "metrics": _text,
+    "record": _text,
+    "record_images": _choice(RECORD_IMAGES_CHOICES),
     "max_frames": _whole(1),
     "max_keypoints": _whole(1, 1_000_000),
     "seed": _whole(0),

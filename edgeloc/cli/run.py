@@ -35,6 +35,7 @@ from edgeloc.config import (
     PACE_CHOICES,
     REALTIME_BUDGET_MS,
     REALTIME_CHOICES,
+    RECORD_IMAGES_CHOICES,
     RunConfig,
     resolve_run_config,
 )
@@ -163,6 +164,18 @@ def build_parser() -> argparse.ArgumentParser:
         "PORT",
         "serve numbers for Prometheus at http://127.0.0.1:PORT/metrics; HOST:PORT "
         "listens elsewhere",
+    )
+    add(
+        "--record",
+        "FILE",
+        "log the run, so that edgeloc-replay can run it again; behind what the file "
+        "has of earlier runs",
+    )
+    add(
+        "--record-images",
+        _one_of(RECORD_IMAGES_CHOICES),
+        "how the log keeps frames: as JPEG, as PNG, by reference to the file they come "
+        "from, or not at all (default: reference for files, jpeg for cameras)",
     )
     add("--max-frames", "N", "stop after N records")
     add("--max-keypoints", "N", "features per frame (default: as the map was built)")
@@ -313,6 +326,7 @@ def _run_in_process(config: RunConfig) -> int:
     from edgeloc.runtime.opening import (
         estimator_options,
         make_estimator,
+        open_run_recorder,
         open_run_site,
         source_and_camera,
     )
@@ -342,7 +356,14 @@ def _run_in_process(config: RunConfig) -> int:
             metrics=config.metrics,
         )
         stack.callback(reporter.close)
-        estimator = make_estimator(options, site, camera, clock)
+        recorder = open_run_recorder(
+            config, site, camera, live=source.live, offers=False, clock=clock
+        )
+        if recorder is not None:
+            stack.callback(recorder.close)
+        estimator = make_estimator(
+            options, site, camera, clock if recorder is None else recorder.clock
+        )
         _log.info(
             "%s: %s %dx%d, map %s, pace %s, %s",
             __version__,
@@ -372,6 +393,7 @@ def _run_in_process(config: RunConfig) -> int:
             clock=clock,
             stop=stop,
             telemetry=telemetry,
+            recorder=recorder,
         )
     return EXIT_OK
 

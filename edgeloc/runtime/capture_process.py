@@ -21,6 +21,7 @@ import gc
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from edgeloc.clock import Clock, MonotonicClock
@@ -45,7 +46,8 @@ MAX_AGE_NS = 1_000_000_000
 
 FIRST_BACKOFF_S = 0.25
 LAST_BACKOFF_S = 2.0
-_AHEAD = 4
+_AHEAD_BYTES = 64 << 20
+_MAX_AHEAD = 16
 _NAP_NS = 20_000_000
 
 
@@ -87,7 +89,10 @@ class AheadReader:
 
     def __init__(self, source: FrameSource) -> None:
         self._source = source
-        self._frames: queue.Queue[AnyFrame | EdgelocError | None] = queue.Queue(_AHEAD)
+        ahead = _AHEAD_BYTES // (3 * source.size[0] * source.size[1])
+        self._frames: queue.Queue[AnyFrame | EdgelocError | None] = queue.Queue(
+            min(max(ahead, 2), _MAX_AHEAD)
+        )
         self._stopping = False
         self._thread = threading.Thread(
             target=self._work, name="edgeloc-decode", daemon=True
@@ -103,6 +108,11 @@ class AheadReader:
                     return
         except EdgelocError as exc:
             self._frames.put(exc)
+
+    def fill(self) -> None:
+        """Wait until as many frames are decoded as are kept, or all."""
+        while self._thread.is_alive() and not self._frames.full():
+            time.sleep(0.002)
 
     def read(self) -> AnyFrame | None:
         """Return the next frame, None at the end."""
@@ -170,6 +180,7 @@ class Capture:
         last_ns = -1 if newest is None else newest.timestamp_ns
         self._stamper = Stamper(live=source.live, last_ns=last_ns)
         self._shift_ns = 0
+        self._slower = False
         self._unreadable = RepeatedWarning(_log, clock)
 
     def run(self) -> None:
@@ -194,12 +205,17 @@ class Capture:
 
     def _run_recording(self) -> None:
         reader = AheadReader(self._source)
+        first = True
         try:
+            reader.fill()
             while not self._stopping():
                 frame = reader.read()
                 if frame is None:
                     return
                 recorded_ns = self._stamped(frame, self._clock.now_ns())
+                if first:  # the first frame is now, not when its decoding began
+                    self._shift_ns = max(self._clock.now_ns() - recorded_ns, 0)
+                    first = False
                 if not self._wait_for(recorded_ns):
                     return
                 self._deliver(
@@ -219,7 +235,8 @@ class Capture:
         due_ns = recorded_ns + self._shift_ns
         late_ns = self._clock.now_ns() - due_ns
         if late_ns > self._budget_ns:
-            if self._shift_ns == 0:
+            if not self._slower:
+                self._slower = True
                 _log.warning(
                     "%s: decoding cannot keep up with its rate: it plays slower",
                     self._source.name,

@@ -25,14 +25,19 @@ from edgeloc.runtime.opening import (
     choose_camera,
     estimator_options,
     make_estimator,
+    open_run_recorder,
     open_run_site,
 )
 from edgeloc.runtime.realtime import request_realtime
+from edgeloc.runtime.record import Recorder
+from edgeloc.runtime.source_names import seems_live
 from edgeloc.types import Frame, FrameBudget, PoseEstimate
 
 _log = logging.getLogger(__name__)
 
 _IDLE_S = 0.5
+
+_LOGGED_CELLS = tuple(cell for cell in Cell if cell.name.startswith("NUM_"))
 
 
 class EstimatorWorker:
@@ -53,6 +58,8 @@ class EstimatorWorker:
         Of the budgets.
     budget_ns : int
         From capture to record.
+    recorder : Recorder, optional
+        Logs what the estimator sees and says.
     """
 
     def __init__(
@@ -63,12 +70,14 @@ class EstimatorWorker:
         answered: Bell,
         clock: Clock,
         budget_ns: int,
+        recorder: Recorder | None = None,
     ) -> None:
         self._estimator = estimator
         self._board = board
         self._answered = answered
         self._clock = clock
         self._budget_ns = budget_ns
+        self._recorder = recorder
         # A replaced worker begins with what is new, not with what killed the last one.
         self._seen = board.frames.num_done
         self._current = 0
@@ -109,11 +118,18 @@ class EstimatorWorker:
             deadline_ns=self._deadline_ns(frame),
             clock=self._clock,
         )
+        if self._recorder is not None:
+            budget = self._recorder.frame(frame, budget)
         estimate = self._estimator.step(frame, budget, offer=self._offer)
         # The motion goes first: with the answer, a later frame may need it.
         state = self._estimator.motion_state
         self._board.motion.put(None if state is None else state.to_vector())
         self._put(estimate, final=True)
+        if self._recorder is not None:
+            self._recorder.estimate(estimate)
+            self._recorder.counters(
+                {cell.name.lower(): cells[cell] for cell in _LOGGED_CELLS}
+            )
         cells[Cell.LONGEST_STEP_NS] = max(
             cells[Cell.LONGEST_STEP_NS], self._clock.now_ns() - start_ns
         )
@@ -157,7 +173,18 @@ def run_estimator(control: Control, line: Line, config: RunConfig) -> None:
     )
     begin = control.wait_for("attach")["attach"]
     size = (int(begin["size"][0]), int(begin["size"][1]))
-    estimator = make_estimator(options, site, fit_camera(camera, size=size), clock)
+    camera = fit_camera(camera, size=size)
+    recorder = open_run_recorder(
+        config,
+        site,
+        camera,
+        live=seems_live(str(config.camera)),
+        offers=True,
+        clock=clock,
+    )
+    estimator = make_estimator(
+        options, site, camera, clock if recorder is None else recorder.clock
+    )
     line.attach_images(size)
     worker = EstimatorWorker(
         estimator,
@@ -165,6 +192,7 @@ def run_estimator(control: Control, line: Line, config: RunConfig) -> None:
         answered=line.answer_for_publisher,
         clock=clock,
         budget_ns=int(begin["budget_ns"]),
+        recorder=recorder,
     )
     gc.collect()
     gc.freeze()
@@ -180,3 +208,5 @@ def run_estimator(control: Control, line: Line, config: RunConfig) -> None:
         wait_for([line.frame_for_estimator, control], _IDLE_S)
         line.frame_for_estimator.clear()
         control.receive()
+    if recorder is not None:
+        recorder.close()

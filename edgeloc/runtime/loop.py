@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeloc.clock import Clock
 from edgeloc.runtime.capture import FrameFeed
@@ -22,6 +22,9 @@ from edgeloc.types import (
     PoseStatus,
     Rung,
 )
+
+if TYPE_CHECKING:
+    from edgeloc.runtime.record import Recorder
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +117,7 @@ def run_loop(
     clock: Clock,
     stop: threading.Event,
     telemetry: Telemetry,
+    recorder: Recorder | None = None,
 ) -> None:
     """Answer frames until they end, `stop` is set or nobody reads any more.
 
@@ -133,6 +137,8 @@ def run_loop(
         Set by a signal; the frame in work is finished.
     telemetry : Telemetry
         Filled as the run goes, so that it is there whatever ends the run.
+    recorder : Recorder, optional
+        Logs what the estimator sees and says.
 
     Raises
     ------
@@ -153,11 +159,16 @@ def run_loop(
             deadline_ns=start_ns + budget_ns,
             clock=clock,
         )
+        if recorder is not None:
+            budget = recorder.frame(frame, budget)
         if isinstance(frame, UnreadableFrame):
             unreadable.warn(frame.reason)
             estimate = lost_estimate(frame, budget, map_id=options.map_id)
         else:
             estimate = estimator.step(frame, budget)
+        if recorder is not None:
+            recorder.estimate(estimate)
+            recorder.counters({"num_dropped": feed.num_dropped})
         record = record_from_estimate(estimate, source=frame.source)
         if options.fixed:
             clock.sleep_until_ns(budget.deadline_ns)

@@ -13,6 +13,7 @@ from edgeloc.errors import ConfigError
 if TYPE_CHECKING:
     from edgeloc.runtime.estimator import Estimator, EstimatorOptions
     from edgeloc.runtime.frame_source import FrameSource
+    from edgeloc.runtime.record import Recorder
     from edgeloc.tiles.reader import Site
     from edgeloc.types import CameraModel
 
@@ -91,6 +92,53 @@ def open_run_source(
     return open_source(
         str(config.camera), clock=clock, rate_hz=config.rate, size_hint=size_hint
     )
+
+
+def open_run_recorder(
+    config: RunConfig,
+    site: Site,
+    camera: CameraModel,
+    *,
+    live: bool,
+    offers: bool,
+    clock: Clock,
+) -> Recorder | None:
+    """Begin the log of the run; None when none is wanted.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Options.
+    site : Site
+        Opened site.
+    camera : CameraModel
+        Intrinsics of the frames.
+    live : bool
+        Whether the source is a camera or stream.
+    offers : bool
+        Whether the estimator is asked for candidates before its answers.
+    clock : Clock
+        The run's.
+
+    Raises
+    ------
+    ConfigError
+        When the file cannot be written, or is something else.
+    """
+    if config.record is None:
+        return None
+    from edgeloc.runtime.record import open_recorder, session_of, source_facts
+
+    session = session_of(
+        site=site,
+        camera=camera,
+        source=source_facts(str(config.camera), live=live),
+        config=config.as_options(),
+        images=config.record_images,
+        offers=offers,
+        clock=clock,
+    )
+    return open_recorder(Path(config.record), session, clock=clock)
 
 
 def make_estimator(

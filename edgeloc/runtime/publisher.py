@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 _FIRST_MARGIN_NS = 1_500_000
 _MIN_MARGIN_NS = 200_000
-_MAX_MARGIN_NS = 5_000_000
+_MAX_MARGIN_NS = 10_000_000
 _MARGIN_DECAY = 0.99
 _SPIN_NS = 150_000
 _NAP_NS = 100_000_000
@@ -244,7 +244,7 @@ class Publisher:
     def _learn_margin(self, due_ns: int) -> None:
         """Remember the worst lateness of late, slowly forgotten."""
         late_ns = self._clock.now_ns() - due_ns
-        if late_ns > 4 * _MAX_MARGIN_NS:
+        if late_ns > 2 * _MAX_MARGIN_NS:
             return  # the whole machine stood still; no margin would help
         learned = max(round(1.1 * late_ns), round(_MARGIN_DECAY * self.margin_ns))
         self.margin_ns = min(max(learned, _MIN_MARGIN_NS), self._most_ns)
