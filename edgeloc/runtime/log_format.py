@@ -83,6 +83,9 @@ class Session:
         How frames are kept.
     same_pixels : bool
         Whether the answers were computed from exactly the pixels that a reader gets.
+    offers : bool
+        Whether the estimator was asked for candidates before the answer: each of them
+        looks at the clock.
     start_ns, unix_time_ns : int
         Begin of the session on the run's clock and since 1970.
     """
@@ -97,6 +100,7 @@ class Session:
     source: SourceFacts
     images: str
     same_pixels: bool
+    offers: bool
     start_ns: int
     unix_time_ns: int
 
@@ -122,6 +126,7 @@ class Session:
             "source": {"kind": self.source.kind, "name": _plain(self.source.name)},
             "images": self.images,
             "same_pixels": self.same_pixels,
+            "offers": self.offers,
             "start_ns": self.start_ns,
             "unix_time_ns": self.unix_time_ns,
         }
@@ -139,7 +144,7 @@ class Session:
             {
                 *("type", "format", "edgeloc_version", "libraries", "config", "map"),
                 *("camera", "source", "images", "same_pixels"),
-                *("start_ns", "unix_time_ns"),
+                *("offers", "start_ns", "unix_time_ns"),
             }
         )
         site = facts["map"].members({"path", "id", "sha256"})
@@ -162,6 +167,7 @@ class Session:
             ),
             images=facts["images"].choice(IMAGE_KINDS),
             same_pixels=facts["same_pixels"].flag(),
+            offers=facts["offers"].flag(),
             start_ns=_time(facts["start_ns"]),
             unix_time_ns=_time(facts["unix_time_ns"]),
         )

@@ -230,9 +230,13 @@ def draw_plan(
     ids = () if trace.retrieved is None else trace.retrieved.keyframe_ids
     found = keyframes.index_of(np.asarray(ids, np.int64))
     shown = [keyframes.centers_of(found)]
+    landmarks = _inlier_landmarks(deciding_candidate(estimate, trace))
     pose = estimate.cam_from_world
     if pose is not None:
         shown.append(pose.origin_in_a[None])
+        if len(landmarks):
+            # Without the furthest, which may be very far.
+            shown.append(np.quantile(landmarks, [0.1, 0.9], axis=0))
     points = np.concatenate(shown)
     plan = _Plan.around(
         points if len(points) > 1 else keyframes.centers,
@@ -241,10 +245,7 @@ def draw_plan(
     )
     for center in plan.px(keyframes.centers):
         cv2.circle(canvas, _fixed(center), _ONE, GREY_BGR, -1, cv2.LINE_AA, _SHIFT)
-    candidate = deciding_candidate(estimate, trace)
-    if candidate is not None and candidate.matches is not None:
-        mask = candidate.inlier_mask
-        landmarks = candidate.matches.points3D[slice(0) if mask is None else mask]
+    if len(landmarks):
         for point in plan.px(landmarks[:_MAX_PLAN_LANDMARKS]):
             cv2.circle(canvas, _fixed(point), _ONE, GREEN_BGR, -1, cv2.LINE_8, _SHIFT)
     for rank, idx in reversed(list(enumerate(found.tolist(), start=1))):
@@ -257,6 +258,12 @@ def draw_plan(
         _draw_camera(canvas, plan, pose, colour=YELLOW_BGR)
         _draw_ellipse(canvas, plan, estimate)
     return canvas
+
+
+def _inlier_landmarks(candidate: Candidate | None) -> FloatArray:
+    if candidate is None or candidate.matches is None or candidate.inlier_mask is None:
+        return np.zeros((0, 3))
+    return candidate.matches.points3D[candidate.inlier_mask]
 
 
 def _draw_camera(

@@ -57,8 +57,6 @@ from edgeloc.types import ByteArray, CameraModel, Frame, FrameBudget, PoseEstima
 
 _log = logging.getLogger(__name__)
 
-IMAGES_CHOICES = ("auto", "jpeg", "png", "reference", "none")
-
 _QUEUE_LENGTH = 512
 _MAX_BUFFERS = 8
 _MAX_BUFFER_BYTES = 64 << 20
@@ -76,26 +74,16 @@ class RecordOptions:
 
     Parameters
     ----------
-    images : {"auto", "jpeg", "png", "reference", "none"}
-        How frames are kept. "reference" names the file they are in and a checksum, for
-        folders and videos; "auto" is that for them, and "jpeg" for cameras. Only "png"
-        and "reference" give a replay the same pixels.
     jpeg_quality : int
         From 1 to 100.
     max_bytes : int
         Of the file; what comes later is counted, not written.
     """
 
-    images: str = "auto"
     jpeg_quality: int = 90
     max_bytes: int = 16 << 30
 
     def __post_init__(self) -> None:
-        if self.images not in IMAGES_CHOICES:
-            raise ConfigError(
-                f"--record-images {self.images}: expected one of "
-                f"{', '.join(IMAGES_CHOICES)}"
-            )
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError(f"jpeg_quality {self.jpeg_quality} is not from 1 to 100")
 
@@ -177,6 +165,7 @@ def session_of(
     source: SourceFacts,
     config: Mapping[str, object],
     images: str,
+    offers: bool,
     clock: Clock,
 ) -> Session:
     """Return the facts of a session that begins now.
@@ -191,8 +180,12 @@ def session_of(
         Of the frames.
     config : mapping of str to object
         The resolved options.
-    images : str
-        As in `RecordOptions`.
+    images : {"auto", "jpeg", "png", "reference", "none"}
+        How frames are kept. "reference" names the file they are in and a checksum, for
+        folders and videos; "auto" is that for them, and "jpeg" for cameras. Only "png"
+        and "reference" give a replay the same pixels.
+    offers : bool
+        Whether `Estimator.step` is given an `offer`.
     clock : Clock
         The run's.
 
@@ -219,6 +212,7 @@ def session_of(
         source=source,
         images=images,
         same_pixels=images in {"png", "reference"},
+        offers=offers,
         start_ns=clock.now_ns(),
         unix_time_ns=time.time_ns(),
     )

@@ -35,6 +35,7 @@ def session_of_test(**changes):
         "source": SourceFacts(kind="live", name="/dev/video0"),
         "images": "png",
         "same_pixels": True,
+        "offers": False,
         "start_ns": 5,
         "unix_time_ns": 1_700_000_000_000_000_000,
     }
