@@ -8,9 +8,8 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-from edgeloc.types import ByteArray, Float32Array, IntArray, RetrievalResult
+from edgeloc.types import ByteArray, Float32Array
 
 
 class Retrieval(Protocol):
@@ -175,39 +174,4 @@ def train_vlad(
         mean=mean.astype(np.float32),
         projection=projection,
         centroids=np.asarray(centroids, np.float32),
-    )
-
-
-def decode_global_codes(codes: npt.NDArray[np.generic]) -> Float32Array:
-    """Return global descriptors, float32, from the form that a site stores."""
-    return np.asarray(codes, dtype=np.float32)
-
-
-def search(
-    query: Float32Array,
-    *,
-    keyframe_ids: IntArray,
-    global_descriptors: Float32Array,
-    k: int,
-) -> RetrievalResult:
-    """Return the `k` keyframes most similar to a query, by exhaustive search.
-
-    Parameters
-    ----------
-    query : ndarray of shape (G,), float32
-        L2-normalised.
-    keyframe_ids : ndarray of shape (K,), int64
-        Ids of the rows.
-    global_descriptors : ndarray of shape (K, G), float32
-        L2-normalised.
-    k : int
-        How many.
-    """
-    scores = global_descriptors @ query
-    k = min(k, len(scores))
-    top = np.argpartition(-scores, k - 1)[:k] if k else np.zeros(0, np.int64)
-    top = top[np.lexsort((keyframe_ids[top], -scores[top]))]
-    return RetrievalResult(
-        keyframe_ids=keyframe_ids[top],
-        scores=np.asarray(scores[top], np.float32),
     )

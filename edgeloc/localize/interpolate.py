@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgeloc.features.retrieve import decode_global_codes
+from edgeloc.features.keyframe_index import KeyframeIndex
 from edgeloc.geometry.se3 import mean_rotation, rotation_angle_rad
 from edgeloc.localize.candidate import Candidate
 from edgeloc.tiles.layout import KeyframeTable
@@ -216,6 +216,7 @@ def interpolate_pose(
     query: Float32Array,
     retrieved: RetrievalResult,
     keyframes: KeyframeTable,
+    index: KeyframeIndex,
     calibration: CoarseCalibration,
     options: InterpolateOptions,
 ) -> Candidate:
@@ -233,6 +234,8 @@ def interpolate_pose(
         Most similar keyframes.
     keyframes : KeyframeTable
         All keyframes of the site.
+    index : KeyframeIndex
+        Their global descriptors, in the same order.
     calibration : CoarseCalibration
         Of the site.
     options : InterpolateOptions
@@ -254,7 +257,7 @@ def interpolate_pose(
         max_angle_deg=options.max_angle_deg,
     )
     idx, centers, rotations = idx[keep], centers[keep], rotations[keep]
-    descriptors = decode_global_codes(keyframes.global_codes[idx])
+    descriptors = index.descriptors(idx)
     if options.weighting == "ewb":
         weights = equal_weights(descriptors)
     elif options.weighting == "bdi":

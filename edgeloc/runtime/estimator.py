@@ -14,7 +14,6 @@ from edgeloc.errors import ConfigError, MapError, ModelError, TileFormatError
 from edgeloc.features.extract import extract_prepared, prepare_image, to_grey
 from edgeloc.features.family import FeatureFamily
 from edgeloc.features.learned import LearnedFamily
-from edgeloc.features.retrieve import decode_global_codes, search
 from edgeloc.geometry.camera import project
 from edgeloc.inference.backend import BackendOptions
 from edgeloc.localize.candidate import Candidate, FrameTrace, Query
@@ -35,7 +34,11 @@ from edgeloc.localize.structure import (
 from edgeloc.runtime import ladder
 from edgeloc.runtime.following import Following, FollowOptions, Prediction
 from edgeloc.runtime.ladder import Attempt, LadderState, Need, Settings
-from edgeloc.runtime.site_models import open_site_family, open_site_retrieval
+from edgeloc.runtime.site_models import (
+    open_keyframe_index,
+    open_site_family,
+    open_site_retrieval,
+)
 from edgeloc.runtime.stage_timer import StageTimer
 from edgeloc.runtime.telemetry import RepeatedWarning
 from edgeloc.runtime.tile_cache import TileCache
@@ -224,7 +227,7 @@ class Estimator:
         structure = self._options.structure or structure_for(self._family)
         pnp = replace(structure.pnp, seed=self._options.seed)
         self._structure = replace(structure, pnp=pnp)
-        self._global_descriptors = decode_global_codes(site.keyframes.global_codes)
+        self._index = open_keyframe_index(site)
         self._tiles = TileCache(site, max_bytes=self._options.cache_bytes)
         self._timer = StageTimer(self._clock)
         self._following = Following(
@@ -305,7 +308,7 @@ class Estimator:
             camera=self._camera,
             features=features,
             descriptors=self._family.decode(features.descriptors),
-            global_descriptor=self._global_descriptors[0],
+            global_descriptor=self._index.descriptors(np.zeros(1, np.int64))[0],
         )
         fix = self._relocalize(query, retrieved)
         if fix.status is not PoseStatus.LOCALIZED or self._options.cold:
@@ -583,6 +586,7 @@ class Estimator:
                     query=query.global_descriptor,
                     retrieved=work.retrieved,
                     keyframes=self._site.keyframes,
+                    index=self._index,
                     calibration=self._coarse,
                     options=self._options.interpolate,
                 )
@@ -622,11 +626,8 @@ class Estimator:
 
     def _retrieve(self, query: Query, prediction: Prediction | None) -> RetrievalResult:
         keyframes = self._site.keyframes
-        found = search(
-            query.global_descriptor,
-            keyframe_ids=keyframes.keyframe_ids,
-            global_descriptors=self._global_descriptors,
-            k=self._options.num_retrieved,
+        found = self._index.search(
+            query.global_descriptor, k=self._options.num_retrieved
         )
         if prediction is None or not prediction.usable:
             return found
@@ -634,7 +635,7 @@ class Estimator:
         near = nearest_keyframes(keyframes, prediction.cam_from_world, k=3)
         near = near[~np.isin(near, found.keyframe_ids)]
         scores = (
-            self._global_descriptors[keyframes.index_of(near)] @ query.global_descriptor
+            self._index.descriptors(keyframes.index_of(near)) @ query.global_descriptor
         )
         order = np.argsort(-scores, kind="stable")
         floor = found.scores[-1:] if len(found) else np.zeros(1, np.float32)

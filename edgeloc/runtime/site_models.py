@@ -5,6 +5,11 @@ from __future__ import annotations
 from edgeloc.errors import MapError, MapModelMismatchError
 from edgeloc.features.classical import CLASSICAL
 from edgeloc.features.family import FeatureFamily
+from edgeloc.features.keyframe_index import (
+    InvertedLists,
+    KeyframeIndex,
+    global_decoder,
+)
 from edgeloc.features.registry import open_family, open_retrieval
 from edgeloc.features.retrieve import Retrieval, VladModel
 from edgeloc.inference.backend import BackendOptions
@@ -95,3 +100,34 @@ def open_site_retrieval(
             f"model makes {retrieval.dim}; build the site again"
         )
     return retrieval
+
+
+def open_keyframe_index(site: Site) -> KeyframeIndex:
+    """Return the search over a site's keyframes.
+
+    Parameters
+    ----------
+    site : Site
+        Opened site.
+
+    Raises
+    ------
+    MapError
+        When what it needs is missing or wrong.
+    """
+    keyframes = site.keyframes
+    try:
+        decode = global_decoder("float16", None)
+        lists = InvertedLists.from_arrays(
+            site.retrieval_arrays,
+            num_keyframes=len(keyframes),
+            dim=decode(keyframes.global_codes[:1]).shape[1],
+        )
+    except ValueError as exc:
+        raise MapError(f"{site.path}: {exc}; build the site again") from exc
+    return KeyframeIndex(
+        keyframe_ids=keyframes.keyframe_ids,
+        codes=keyframes.global_codes,
+        decode=decode,
+        lists=lists,
+    )

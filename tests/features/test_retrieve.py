@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeloc.features.retrieve import VladModel, search, train_vlad
+from edgeloc.features.retrieve import VladModel, train_vlad
 
 
 def unit(rows):
@@ -21,14 +21,9 @@ def test_the_same_things_seen_again_are_found(model, rng):
     for idx, place in enumerate(places):
         seen = place[rng.permutation(300)[:200]]
         noisy = unit(seen + rng.normal(scale=0.03, size=seen.shape))
-        result = search(
-            model.describe(noisy),
-            keyframe_ids=np.arange(100, 120),
-            global_descriptors=table,
-            k=3,
-        )
-        assert result.keyframe_ids[0] == 100 + idx
-        assert result.scores[0] > result.scores[1] + 0.2
+        scores = table @ model.describe(noisy)
+        others = np.delete(scores, idx)
+        assert scores[idx] > others.max() + 0.2
 
 
 def test_vlad_matches_its_definition(model, rng):
@@ -72,11 +67,3 @@ def test_training_is_repeatable(rng):
     a = train_vlad(rows, num_words=8, dim=16, seed=3)
     b = train_vlad(rows, num_words=8, dim=16, seed=3)
     np.testing.assert_array_equal(a.centroids, b.centroids)
-
-
-def test_search_asks_for_more_than_there_is(model):
-    table = np.eye(3, model.dim, dtype=np.float32)
-    result = search(
-        table[1], keyframe_ids=np.array([5, 6, 7]), global_descriptors=table, k=10
-    )
-    assert result.keyframe_ids.tolist() == [6, 5, 7]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from edgeloc.features.keyframe_index import KeyframeIndex, global_decoder
 from edgeloc.geometry.se3 import exp_so3, log_se3, rotation_angle_rad
 from edgeloc.localize.interpolate import (
     CoarseCalibration,
@@ -16,7 +17,7 @@ from edgeloc.localize.interpolate import (
     nearest_keyframes,
 )
 from edgeloc.tiles.layout import KeyframeTable, PoseArrays
-from edgeloc.types import PoseStatus, RetrievalResult, Rigid3, Rung
+from edgeloc.types import PoseStatus, Rigid3, Rung
 
 CALIBRATION = CoarseCalibration(
     min_score=0.2, position_sigma=0.1, rotation_sigma_rad=0.05, keyframe_spacing=0.2
@@ -39,12 +40,16 @@ def table(centers, descriptors, rotations=None):
     )
 
 
-def retrieve(query, keyframes):
-    scores = keyframes.global_codes @ query
-    order = np.argsort(-scores)
-    return RetrievalResult(
-        keyframe_ids=keyframes.keyframe_ids[order], scores=scores[order]
+def index_of(keyframes):
+    return KeyframeIndex(
+        keyframe_ids=keyframes.keyframe_ids,
+        codes=keyframes.global_codes,
+        decode=global_decoder("float16", None),
     )
+
+
+def retrieve(query, keyframes):
+    return index_of(keyframes).search(query, k=len(keyframes))
 
 
 def test_equal_weights():
@@ -100,6 +105,7 @@ def test_a_pose_halfway_is_found_halfway(weighting, rng):
         query=query,
         retrieved=retrieve(query, keyframes),
         keyframes=keyframes,
+        index=index_of(keyframes),
         calibration=CALIBRATION,
         options=InterpolateOptions(weighting=weighting),
     )
@@ -119,6 +125,7 @@ def test_an_outlier_keyframe_is_dropped(rng):
         query=base,
         retrieved=retrieve(base, keyframes),
         keyframes=keyframes,
+        index=index_of(keyframes),
         calibration=CALIBRATION,
         options=InterpolateOptions(weighting="ewb"),
     )
@@ -134,6 +141,7 @@ def test_nothing_alike_is_lost(rng):
         query=query,
         retrieved=retrieve(query, keyframes),
         keyframes=keyframes,
+        index=index_of(keyframes),
         calibration=CALIBRATION,
         options=InterpolateOptions(),
     )
@@ -150,6 +158,7 @@ def test_covariance_holds_spread_and_calibration_in_the_camera_frame():
         query=d[0],
         retrieved=retrieve(d[0], keyframes),
         keyframes=keyframes,
+        index=index_of(keyframes),
         calibration=CALIBRATION,
         options=InterpolateOptions(weighting="ewb"),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeloc.features.family import FeatureFamily
-from edgeloc.features.retrieve import search
+from edgeloc.features.keyframe_index import KeyframeIndex, global_decoder
 from edgeloc.geometry.se3 import log_se3, rotation_angle_rad
 from edgeloc.localize.candidate import Query
 from edgeloc.localize.comparison import LandmarkComparison
@@ -126,19 +126,20 @@ def calibrate(
             ),
             global_codes=global_descriptors[kept],
         )
+        index = KeyframeIndex(
+            keyframe_ids=keyframes.keyframe_ids,
+            codes=keyframes.global_codes,
+            decode=global_decoder("float16", None),
+        )
         for idx in fold.tolist():
             image = images[idx]
             query = _query(image, global_descriptors[idx])
-            retrieved = search(
-                query.global_descriptor,
-                keyframe_ids=keyframes.keyframe_ids,
-                global_descriptors=global_descriptors[kept],
-                k=num_retrieved,
-            )
+            retrieved = index.search(query.global_descriptor, k=num_retrieved)
             mean = interpolate_pose(
                 query=query.global_descriptor,
                 retrieved=retrieved,
                 keyframes=keyframes,
+                index=index,
                 calibration=uncalibrated,
                 options=InterpolateOptions(),
             )
