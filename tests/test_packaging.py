@@ -33,7 +33,10 @@ RUNTIME_REQUIREMENTS = {
     "tomli": 'python_version < "3.11"',
 }
 EXTRAS = {"yaml", "poselib", "build", "train", "dev"}
-COMMANDS = {"edgeloc-run", "edgeloc-doctor", "edgeloc-build", "edgeloc-eval"}
+COMMANDS = {
+    *("edgeloc-run", "edgeloc-doctor", "edgeloc-replay"),
+    *("edgeloc-build", "edgeloc-eval"),
+}
 # None of them is on a device.
 NOT_ON_A_DEVICE = (
     *("torch", "onnx", "pycolmap", "poselib", "matplotlib", "jinja2", "yaml"),
@@ -252,6 +255,7 @@ def test_doctor_reports_on_the_device(on_device):
     "command",
     [
         *(("edgeloc-run",), ("edgeloc-doctor",), ("edgeloc-eval",)),
+        ("edgeloc-replay",),
         *(("edgeloc-build",), ("edgeloc-build", "map"), ("edgeloc-build", "sfm")),
         *(("edgeloc-build", "synth"), ("edgeloc-build", "verify")),
     ],

@@ -273,8 +273,8 @@ class Tolerances:
     sigmas : float
         Either may also be off by this many standard deviations of the logged answer.
     numbers : bool
-        Whether matches, inliers, residual and covariance are compared, too: counts
-        must be equal, the others to 1e-6 of their size.
+        Whether matches, inliers, residual, covariance and map_id are compared, too:
+        counts and map_id must be equal, the others to 1e-6 of their size.
     """
 
     name: str
@@ -341,7 +341,8 @@ def differences(
             )
         )
 
-    for name in ("timestamp_ns", "deadline_met", "map_id"):
+    names = ("timestamp_ns", "deadline_met")
+    for name in (*names, "map_id") if tolerances.numbers else names:
         then, now = getattr(logged, name), getattr(replayed, name)
         if then != now:
             differ(name, then, now)
@@ -384,12 +385,18 @@ def _compare_poses(
             differ("covariance", "", f"off by {off:.3g} of its largest entry")
 
 
+def _last_part(text: str) -> str:
+    """Return the last part of an absolute path, and anything else as it is."""
+    return text.rstrip("/").rpartition("/")[2] if text.startswith("/") else text
+
+
 class LogRewriter:
     """Writes a log with the answers of a replay: how a reference is renewed.
 
     The new log says that its answers belong to exactly its pictures, whatever they are,
-    and which libraries gave them. It takes the place of a file of that name when it is
-    complete.
+    and which libraries gave them. Of paths it keeps the last part only, since it is
+    made to be passed on: replaying it needs to be told where the site is. It takes the
+    place of a file of that name when it is complete.
 
     Parameters
     ----------
@@ -414,8 +421,15 @@ class LogRewriter:
 
     def session(self, session: Session) -> None:
         """Begin a session."""
+        source = session.source
         again = replace(
             session,
+            config={
+                key: _last_part(value) if isinstance(value, str) else value
+                for key, value in session.config.items()
+            },
+            map_path=_last_part(session.map_path),
+            source=replace(source, name=_last_part(source.name)),
             edgeloc_version=__version__,
             libraries=library_versions(),
             same_pixels=True,
