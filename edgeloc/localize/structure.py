@@ -73,38 +73,37 @@ class IntegrityOptions:
 class FixCalibration:
     """What a site's own held-out frames say about the covariance of a fix.
 
-    The covariance of a pose comes from the noise of its inliers. What they share,
-    above all that neighbouring landmarks are off together, is in none of them: it does
-    not shrink with their number, and is added.
+    The covariance of a pose comes from the noise of its inliers, as if they were
+    independent. Neighbouring landmarks are off together, and the poses of mapping and
+    query images have errors of their own, which makes fixes worse by a factor. It also
+    breaks what noise alone would couple: a turn of the camera and the shift that
+    explains nearly the same pixels.
 
     Parameters
     ----------
     scale : float
         What the covariance of the inliers is multiplied with, > 0.
-    rotation_sigma_rad, position_sigma : float
-        Standard deviations of the shared part, per axis, rad and m.
+    decorrelation : float
+        How much less rotation and translation go together than the inliers say, in
+        [0, 1]: their cross-covariance is multiplied with one minus this.
     """
 
     scale: float = 1.0
-    rotation_sigma_rad: float = 0.0
-    position_sigma: float = 0.0
+    decorrelation: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"{self.scale=} must be > 0")
-        for name in ("rotation_sigma_rad", "position_sigma"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name}={value} must be >= 0")
+        if not 0.0 <= self.decorrelation <= 1.0:
+            raise ValueError(f"{self.decorrelation=} must be in [0, 1]")
 
     def to_arrays(self) -> Mapping[str, Float32Array]:
         """Return what a site stores beside its `covariance_scale`."""
-        values = [self.rotation_sigma_rad, self.position_sigma]
-        return {"fix_calibration": np.array(values, np.float32)}
+        return {"fix_calibration": np.array([self.decorrelation], np.float32)}
 
     @staticmethod
     def of_site(scale: float, arrays: Mapping[str, Float32Array]) -> FixCalibration:
-        """Return the calibration of a site; without a shared part where it has none.
+        """Return the calibration of a site; without decorrelation where it has none.
 
         Parameters
         ----------
@@ -118,20 +117,17 @@ class FixCalibration:
         ValueError
             When the array is not what `to_arrays` gives.
         """
-        values = arrays.get("fix_calibration", np.zeros(2, np.float32))
-        if values.shape != (2,):
-            raise ValueError(f"fix_calibration has shape {values.shape}, expected (2,)")
-        rotation, position = (float(value) for value in values)
-        return FixCalibration(
-            scale=scale, rotation_sigma_rad=rotation, position_sigma=position
-        )
+        values = arrays.get("fix_calibration", np.zeros(1, np.float32))
+        if values.shape != (1,):
+            raise ValueError(f"fix_calibration has shape {values.shape}, expected (1,)")
+        return FixCalibration(scale=scale, decorrelation=float(values[0]))
 
     def applied(self, covariance: FloatArray) -> FloatArray:
-        """Return the honest covariance of one that comes from inliers, (6, 6)."""
-        # The second half of a left perturbation is minus the camera centre's own
-        # displacement, in camera axes: see `interpolate._coarse_covariance`.
-        shared = np.repeat([self.rotation_sigma_rad, self.position_sigma], 3) ** 2
-        return np.asarray(self.scale * covariance + np.diag(shared))
+        """Return the honest covariance of one that comes from inliers, (..., 6, 6)."""
+        out = self.scale * covariance
+        out[..., :3, 3:] *= 1.0 - self.decorrelation
+        out[..., 3:, :3] *= 1.0 - self.decorrelation
+        return np.asarray(out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
