@@ -39,7 +39,9 @@ def third_party_after(*modules):
     return set(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("module", ["edgeloc.cli.run", "edgeloc.cli.doctor"])
+@pytest.mark.parametrize(
+    "module", ["edgeloc.cli.run", "edgeloc.cli.doctor", "edgeloc.cli.replay"]
+)
 def test_command_loads_nothing_before_it_knows_what_to_do(module):
     assert third_party_after(module) == {"edgeloc"}
 
