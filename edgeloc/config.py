@@ -71,6 +71,8 @@ class RunConfig:
         Of each network on the CPU.
     out : tuple of str
         Sinks.
+    odom : bool
+        Records also have the smooth odometry frame.
     metrics : str or None
         Where Prometheus fetches numbers, see `edgeloc.runtime.metrics_server`.
     record : str or None
@@ -105,6 +107,7 @@ class RunConfig:
     backend: str = "auto"
     threads: int = 1
     out: tuple[str, ...] = ("jsonl:-",)
+    odom: bool = False
     metrics: str | None = None
     record: str | None = None
     record_images: str = "auto"
@@ -256,6 +259,7 @@ _CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "backend": _choice(BACKEND_CHOICES),
     "threads": _whole(1, 256),
     "out": _texts,
+    "odom": _flag,
     "metrics": _text,
     "record": _text,
     "record_images": _choice(RECORD_IMAGES_CHOICES),

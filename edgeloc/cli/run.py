@@ -159,6 +159,11 @@ def build_parser() -> argparse.ArgumentParser:
         "where records go; may be given several times (default: jsonl:-)",
         action="append",
     )
+    flag(
+        "--odom",
+        "records also have odom, the camera in a frame in which it never jumps "
+        "(cam_from_odom), and map_from_odom, where that frame lies in the map",
+    )
     add(
         "--metrics",
         "PORT",
@@ -389,6 +394,7 @@ def _run_in_process(config: RunConfig) -> int:
                 max_frames=config.max_frames,
                 image_size=(camera.width, camera.height),
                 map_id=map_id,
+                odom=config.odom,
             ),
             clock=clock,
             stop=stop,

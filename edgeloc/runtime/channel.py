@@ -38,7 +38,7 @@ IMAGE_SLOTS = 4
 
 _ESTIMATE_SLOTS = 64
 _EMITTED_SLOTS = 256
-_MOTION_BYTES = 4096
+_VECTOR_BYTES = 4096
 _CELL_BYTES = 8
 
 # x86 keeps the order of stores and that of loads; other processors may not.
@@ -467,13 +467,13 @@ class Estimates:
 _KEY = struct.Struct("<qq")
 
 
-class MotionSlot:
-    """The newest motion state, a vector of float64."""
+class VectorSlot:
+    """The newest of some state, a vector of float64."""
 
-    BYTES = Slot.bytes_for(_MOTION_BYTES)
+    BYTES = Slot.bytes_for(_VECTOR_BYTES)
 
     def __init__(self, view: memoryview) -> None:
-        self._slot = Slot(view, _MOTION_BYTES)
+        self._slot = Slot(view, _VECTOR_BYTES)
 
     @property
     def version(self) -> int:
@@ -503,7 +503,7 @@ class Board:
     BYTES = (
         Cells.BYTES
         + Frames.BYTES
-        + MotionSlot.BYTES
+        + 2 * VectorSlot.BYTES
         + Estimates.bytes_for(_ESTIMATE_SLOTS)
         + Estimates.bytes_for(_EMITTED_SLOTS)
     )
@@ -519,7 +519,8 @@ class Board:
 
         self.cells = Cells(take(Cells.BYTES))
         self.frames = Frames(take(Frames.BYTES), self.cells)
-        self.motion = MotionSlot(take(MotionSlot.BYTES))
+        self.motion = VectorSlot(take(VectorSlot.BYTES))
+        self.odometry = VectorSlot(take(VectorSlot.BYTES))
         self.candidates = Estimates(
             take(Estimates.bytes_for(_ESTIMATE_SLOTS)), _ESTIMATE_SLOTS
         )

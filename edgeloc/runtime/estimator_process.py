@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from typing import TYPE_CHECKING
 
 from edgeloc.clock import Clock, MonotonicClock
 from edgeloc.config import RunConfig
@@ -29,9 +30,12 @@ from edgeloc.runtime.opening import (
     open_run_site,
 )
 from edgeloc.runtime.realtime import request_realtime
-from edgeloc.runtime.record import Recorder
 from edgeloc.runtime.source_names import seems_live
+from edgeloc.runtime.wire import odometry_vector
 from edgeloc.types import Frame, FrameBudget, PoseEstimate
+
+if TYPE_CHECKING:
+    from edgeloc.runtime.record import Recorder
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +128,7 @@ class EstimatorWorker:
         # The motion goes first: with the answer, a later frame may need it.
         state = self._estimator.motion_state
         self._board.motion.put(None if state is None else state.to_vector())
+        self._board.odometry.put(odometry_vector(self._estimator.odometry))
         self._put(estimate, final=True)
         if self._recorder is not None:
             self._recorder.estimate(estimate)

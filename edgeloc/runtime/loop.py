@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeloc.clock import Clock
 from edgeloc.runtime.capture import FrameFeed
 from edgeloc.runtime.frame_source import UnreadableFrame, checked_frame
-from edgeloc.runtime.sinks import Sink, record_from_estimate
+from edgeloc.runtime.sinks import Sink, odometry_fields, record_from_estimate
 from edgeloc.runtime.telemetry import RepeatedWarning, Telemetry
-from edgeloc.runtime.tracker import MotionState
+from edgeloc.runtime.tracker import MotionState, Odometry
 from edgeloc.types import (
     Cause,
     Frame,
@@ -47,6 +47,10 @@ class Steps(Protocol):
     def motion_state(self) -> MotionState | None:
         """What later frames can be predicted from."""
 
+    @property
+    def odometry(self) -> Odometry | None:
+        """A frame in which the camera never jumps, and where it lies in the map."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopOptions:
@@ -68,6 +72,8 @@ class LoopOptions:
         Width and height that the camera model is for, px.
     map_id : str
         For the records of frames that the estimator never sees.
+    odom : bool
+        Whether records have the odometry frame.
     """
 
     budget_ns: int | None
@@ -76,6 +82,7 @@ class LoopOptions:
     max_frames: int | None
     image_size: tuple[int, int]
     map_id: str
+    odom: bool = False
 
     def __post_init__(self) -> None:
         if self.fixed and self.budget_ns is None:
@@ -170,6 +177,11 @@ def run_loop(
             recorder.estimate(estimate)
             recorder.counters({"num_dropped": feed.num_dropped})
         record = record_from_estimate(estimate, source=frame.source)
+        if options.odom:
+            odometry = estimator.odometry
+            if odometry is not None and odometry.timestamp_ns != frame.timestamp_ns:
+                odometry = None
+            record.update(odometry_fields(odometry))
         if options.fixed:
             clock.sleep_until_ns(budget.deadline_ns)
         telemetry.add(estimate)

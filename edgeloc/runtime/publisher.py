@@ -20,8 +20,19 @@ from edgeloc.config import RunConfig
 from edgeloc.runtime.channel import Answer, Board, Cell, Header, Line, Waitable
 from edgeloc.runtime.control import Control
 from edgeloc.runtime.realtime import request_realtime
-from edgeloc.runtime.sinks import EncodingSink, open_sinks, record_from_estimate
-from edgeloc.runtime.tracker import MotionState, predict_pose, prediction_is_usable
+from edgeloc.runtime.sinks import (
+    EncodingSink,
+    odometry_fields,
+    open_sinks,
+    record_from_estimate,
+)
+from edgeloc.runtime.tracker import (
+    MotionState,
+    Odometry,
+    predict_pose,
+    prediction_is_usable,
+)
+from edgeloc.runtime.wire import odometry_from_vector
 from edgeloc.types import Cause, PoseEstimate, PoseStatus, Rung
 
 _log = logging.getLogger(__name__)
@@ -53,6 +64,8 @@ class PublisherOptions:
         Stop after that many records.
     map_id : str
         For the records.
+    odom : bool
+        Whether records have the odometry frame.
     """
 
     budget_ns: int
@@ -60,6 +73,7 @@ class PublisherOptions:
     spin: bool
     max_frames: int | None
     map_id: str
+    odom: bool = False
 
 
 class Publisher:
@@ -160,6 +174,8 @@ class Publisher:
         deadline_ns = header.timestamp_ns + options.budget_ns
         estimate, final = self._estimate(header, deadline_ns)
         record = record_from_estimate(estimate, source=header.source)
+        if options.odom:
+            record.update(odometry_fields(self._odometry(header)))
         encoded = [sink.encode(estimate, record) for sink in self._sinks]
         if options.fixed and not self._board.cells[Cell.STOP_NS]:
             self._learn_margin(due_ns)
@@ -233,6 +249,23 @@ class Publisher:
             self._motion_version = version
         return self._motion
 
+    def _odometry(self, header: Header) -> Odometry | None:
+        """Return the odometry at a frame, carried on by prediction where need be."""
+        vector, motion = self._board.odometry.get(), self._newest_motion()
+        if vector is None:
+            return None
+        newest = odometry_from_vector(vector)
+        if newest.timestamp_ns == header.timestamp_ns:
+            return newest
+        if motion is None:
+            return None
+        cam_from_world, _ = predict_pose(motion, header.timestamp_ns)
+        return replace(
+            newest,
+            timestamp_ns=header.timestamp_ns,
+            cam_from_odom=cam_from_world @ newest.map_from_odom,
+        )
+
     def _wait_until(self, moment_ns: int) -> None:
         if not self._options.spin:
             self._clock.sleep_until_ns(moment_ns)
@@ -287,6 +320,7 @@ def run_publisher(control: Control, line: Line, config: RunConfig) -> None:
             spin=report.has_priority,
             max_frames=config.max_frames,
             map_id=start["map_id"],
+            odom=config.odom,
         ),
         clock=clock,
     )

@@ -19,6 +19,7 @@ from edgeloc.errors import ConfigError
 from edgeloc.geometry.se3 import quat_from_rotation
 from edgeloc.runtime.outlets import Outlet, open_file, open_stdout
 from edgeloc.runtime.telemetry import RepeatedWarning
+from edgeloc.runtime.tracker import Odometry
 from edgeloc.types import PoseEstimate
 
 _log = logging.getLogger(__name__)
@@ -67,6 +68,23 @@ def record_from_estimate(estimate: PoseEstimate, *, source: str) -> dict[str, An
             for stage, cost_ns in estimate.stage_ns.items()
         },
         "map_id": estimate.map_id,
+    }
+
+
+def odometry_fields(odometry: Odometry | None) -> dict[str, Any]:
+    """Return the fields that ``--odom`` adds to a record, None where nothing is known.
+
+    ``odom`` is cam_from_odom, in which the camera never jumps; ``map_from_odom`` says
+    where that frame lies in the map: fixes move it alone.
+    """
+    if odometry is None:
+        return {"odom": None, "map_from_odom": None}
+    return {
+        name: {"qvec": quat_from_rotation(pose.R).tolist(), "tvec": pose.t.tolist()}
+        for name, pose in (
+            ("odom", odometry.cam_from_odom),
+            ("map_from_odom", odometry.map_from_odom),
+        )
     }
 
 

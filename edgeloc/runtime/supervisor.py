@@ -42,6 +42,7 @@ CAPTURE_HANG_NS = 8_000_000_000
 
 _TICK_S = 0.05
 _GRACE_S = 0.5
+_LAST_WRITES_S = 6.0
 _END_S = 8.0
 
 
@@ -324,7 +325,8 @@ class Supervisor:
             if done[key]:
                 _log.warning("%d %s were lost on the way out", done[key], what)
         for worker in self._workers.values():
-            worker.finish(_GRACE_S)
+            # With a log to finish, the estimator needs longer.
+            worker.finish(_GRACE_S if self._config.record is None else _LAST_WRITES_S)
 
     def _count_records(self) -> None:
         board, cells, telemetry = self._line.board, self._cells, self._telemetry

@@ -1,4 +1,4 @@
-"""A `PoseEstimate` as bytes of fixed size, for shared memory."""
+"""Estimates and odometry as bytes and numbers, for shared memory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import struct
 
 import numpy as np
 
-from edgeloc.types import Cause, PoseEstimate, PoseStatus, Rigid3, Rung
+from edgeloc.runtime.tracker import Odometry
+from edgeloc.types import Cause, FloatArray, PoseEstimate, PoseStatus, Rigid3, Rung
 
+_NS_PER_S = 1_000_000_000
 _MAX_STAGES = 16
 _STATUSES, _RUNGS, _CAUSES = tuple(PoseStatus), tuple(Rung), tuple(Cause)
 _STATUS_CODES = {status: code for code, status in enumerate(_STATUSES)}
@@ -22,6 +24,32 @@ PACKED_BYTES = _FIXED.size + _MAX_STAGES * _STAGE.size
 """Size of every packed estimate."""
 
 _NO_POSE = (0.0,) * 48
+
+
+def odometry_vector(odometry: Odometry | None) -> FloatArray | None:
+    """Return an odometry as numbers, None for none."""
+    if odometry is None:
+        return None
+    poses = (odometry.cam_from_odom, odometry.map_from_odom)
+    # A time as one float64 would be rounded after 104 days.
+    return np.concatenate(
+        [
+            np.array(divmod(odometry.timestamp_ns, _NS_PER_S), dtype=np.float64),
+            *(part for pose in poses for part in (pose.R.ravel(), pose.t)),
+        ]
+    )
+
+
+def odometry_from_vector(vector: FloatArray) -> Odometry:
+    """Return what `odometry_vector` made numbers of."""
+    cam, world = (
+        Rigid3(R=part[:9].reshape(3, 3), t=part[9:]) for part in np.split(vector[2:], 2)
+    )
+    return Odometry(
+        timestamp_ns=int(vector[0]) * _NS_PER_S + int(vector[1]),
+        cam_from_odom=cam,
+        map_from_odom=world,
+    )
 
 
 def pack_estimate(estimate: PoseEstimate) -> bytes:

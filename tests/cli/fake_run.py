@@ -64,6 +64,7 @@ class Estimator:
             raise ModelError("features.onnx: has no output 'scores'; export it again")
 
     motion_state = None
+    odometry = None
 
     def step(self, frame, budget, *, offer=None):
         if (self.site.path / "buggy").exists():

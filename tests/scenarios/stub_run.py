@@ -102,6 +102,7 @@ class StubEstimator:
     def __init__(self, folder, clock):
         self.folder, self.clock, self.spec = folder, clock, spec_of(folder)
         self.motion_state = None
+        self.odometry = None
 
     def _answer(self, frame, *, status, rung, cause):
         from edgeloc.types import PoseEstimate, Rigid3
@@ -204,6 +205,7 @@ def opening_module():
     )
     module.choose_camera = lambda config, site: camera
     module.open_run_source = open_run_source
+    module.open_run_recorder = lambda *_, **__: None
     module.make_estimator = lambda options, site, camera, clock: StubEstimator(
         site.path, clock
     )
