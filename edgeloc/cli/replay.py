@@ -247,6 +247,7 @@ class _Output:
         self._rows: list[tuple[str, str, str, str]] = []
         self._num_compared = 0
         self._num_different = 0
+        self._num_other_clock = 0
         self._tolerances = ""
 
     def add(
@@ -282,6 +283,7 @@ class _Output:
         if replayed.answer is None:
             return
         self._num_compared += 1
+        self._num_other_clock += replayed.num_readings_off != 0
         found = differences(replayed.answer.estimate, replayed.estimate, tolerances)
         self._num_different += bool(found)
         self._rows += [
@@ -294,6 +296,12 @@ class _Output:
             _log.warning("%s", reason)
         if not self._args.compare:
             return EXIT_OK
+        if self._num_other_clock:
+            _log.warning(
+                "in %d frames the program looked at the clock more or less often than "
+                "in the run: it is another one, or what it works with is",
+                self._num_other_clock,
+            )
         if self._num_compared == 0:
             raise ConfigError(f"{self._args.log}: has no answer that can be compared")
         if self._rows:

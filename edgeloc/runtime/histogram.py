@@ -27,8 +27,8 @@ class Histogram:
     """Counts durations.
 
     A quantile is interpolated inside its bucket, so that it is off by a few percent at
-    most; the largest value, the sum and the count are exact. `add` takes about 0.3 µs
-    and allocates nothing that stays.
+    most; the largest value, the sum and the count are exact. `add` takes about a
+    microsecond and allocates nothing that stays.
     """
 
     __slots__ = ("_counts", "count", "max_ns", "sum_ns")

@@ -302,13 +302,10 @@ class LoggedAnswer:
         The answer, exactly.
     readings : tuple of int
         What the clock said while it was computed, ns.
-    decisions : tuple of (str, int)
-        What depended on other threads: name and value, in order.
     """
 
     estimate: PoseEstimate
     readings: tuple[int, ...] = ()
-    decisions: tuple[tuple[str, int], ...] = ()
 
     def to_payload(self) -> dict[str, Any]:
         """Return the plain types that are written."""
@@ -335,7 +332,6 @@ class LoggedAnswer:
             "stage_ns": {name: int(ns) for name, ns in estimate.stage_ns.items()},
             "map_id": estimate.map_id,
             "readings": _steps(self.readings),
-            "decisions": [list(decision) for decision in self.decisions],
         }
 
     @staticmethod
@@ -346,7 +342,7 @@ class LoggedAnswer:
                 *("type", "frame_id", "timestamp_ns", "status", "rung", "cause"),
                 *("pose", "covariance", "num_matches", "num_inliers"),
                 *("reproj_rmse_px", "latency_ns", "deadline_met", "stage_ns"),
-                *("map_id", "readings", "decisions"),
+                *("map_id", "readings"),
             }
         )
         try:
@@ -377,12 +373,6 @@ class LoggedAnswer:
         return LoggedAnswer(
             estimate=estimate,
             readings=_readings(facts["readings"]),
-            decisions=tuple(
-                (name.text(), value.integer(_INT64_MIN, _INT64_MAX))
-                for name, value in (
-                    item.items(2) for item in _bounded(facts["decisions"])
-                )
-            ),
         )
 
 

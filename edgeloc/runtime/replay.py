@@ -438,11 +438,7 @@ class LogRewriter:
 
     def step(self, replayed: ReplayedFrame) -> None:
         """Append a frame and its new answer."""
-        answer = LoggedAnswer(
-            estimate=replayed.estimate,
-            readings=replayed.readings,
-            decisions=() if replayed.answer is None else replayed.answer.decisions,
-        )
+        answer = LoggedAnswer(estimate=replayed.estimate, readings=replayed.readings)
         self._file.write(record_bytes(replayed.frame))
         self._file.write(record_bytes(answer))
 

@@ -37,9 +37,6 @@ def why_lines(replayed: ReplayedFrame, keyframes: KeyframeTable) -> list[str]:
         lines.append("  the run ended in this frame")
     else:
         lines += [f"  {line}" for line in _time_lines(replayed, answer.estimate)]
-        lines += [
-            f"  decided elsewhere: {name} {value}" for name, value in answer.decisions
-        ]
     query = replayed.trace.query
     if query is not None:
         lines.append(f"  {len(query.features)} features")

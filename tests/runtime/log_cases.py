@@ -104,7 +104,6 @@ def logged_answer(frame_id=0, **changes):
     values = {
         "estimate": estimate_of(frame_id),
         "readings": (frame_id * 33 * MS, frame_id * 33 * MS + 7),
-        "decisions": (("slow_fix", 1),),
     }
     return LoggedAnswer(**{**values, **changes})
 

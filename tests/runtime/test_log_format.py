@@ -90,7 +90,6 @@ def test_answers_come_back_to_the_last_bit(answer):
     again = parse_payload(payload_of(answer))
     assert_same_estimate(answer.estimate, again.estimate)
     assert again.readings == answer.readings
-    assert again.decisions == answer.decisions
 
 
 def test_a_log_comes_back_step_by_step(tmp_path):
@@ -270,7 +269,6 @@ SESSION, FRAME, ANSWER = session_of_test(), logged_frame(), logged_answer()
         (ANSWER, ["pose"], b"\0" * 95, "pose is .*, expected binary data of 96 bytes"),
         (ANSWER, ["covariance"], b"\xff" * 288, "covariance must be finite"),
         (ANSWER, ["reproj_rmse_px"], "x", "reproj_rmse_px is 'x', expected a number"),
-        (ANSWER, ["decisions"], [["x"]], r"decisions\[0\] is \['x'\], expected a list"),
         (ANSWER, ["stage_ns"], {"x": None}, "stage_ns.x is None, expected an integer"),
         (ANSWER, ["rung"], KeyError, "rung is missing"),
     ],

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import socket
+import tracemalloc
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -135,6 +136,22 @@ def test_status_line_tells_the_newest_frame_and_the_run():
         "frame 1: LOST LOST (FEW_MATCHES), 0 inliers, 20.0 ms | 50.0 % localized, "
         "p95 19.9 ms, 0 late, 0 dropped, 0 unreadable"
     )
+
+
+def test_a_long_run_takes_no_more_memory_than_a_short_one():
+    telemetry = Telemetry()
+    for i in range(100):
+        telemetry.add(estimate_of(i))
+    estimates = [estimate_of(i, latency_ms=float(i)) for i in range(50)]
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(100):
+        for estimate in estimates:
+            telemetry.add(estimate)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert telemetry.num_frames == 5100
+    assert grown < 4096
 
 
 _SAMPLE = re.compile(
