@@ -40,6 +40,11 @@ HANG_STEPS = 10
 CAPTURE_HANG_NS = 8_000_000_000
 """Without a sign of life from capture: its driver blocks (streams time out in 5 s)."""
 
+PUBLISHER_SLOW_NS = 1_000_000_000
+PUBLISHER_HANG_NS = 5_000_000_000
+"""A deadline that is over by so much: the service manager is told nothing any more,
+and then the run ends. There is no second publisher: it holds the sinks."""
+
 _TICK_S = 0.05
 _GRACE_S = 0.5
 _LAST_WRITES_S = 6.0
@@ -195,6 +200,7 @@ class Supervisor:
         self._budget_ns = 0
         self._num_counted = 0
         self._last_frame: tuple[int, int] = (0, 0)
+        self._progress: tuple[int, int] = (0, 0)
         self._stall_warned = False
         self._estimator_ready = True
         self._failure: EdgelocError | None = None
@@ -294,7 +300,7 @@ class Supervisor:
         return {"attach": {"size": self._size, "budget_ns": self._budget_ns}}
 
     def _watch(self) -> None:
-        self._last_frame = (0, self._clock.now_ns())
+        self._last_frame = self._progress = (0, self._clock.now_ns())
         publisher = self._workers["publisher"]
         done: dict[str, Any] | None = None
         while done is None:
@@ -315,7 +321,7 @@ class Supervisor:
             else:
                 self._watch_capture()
                 self._watch_estimator()
-                self._reporter.tick()
+                self._watch_publisher()
             self._end_if_overdue()
         self._request_stop()
         self._read_capture_error()
@@ -367,6 +373,24 @@ class Supervisor:
         if overdue_s > _END_S:
             raise WorkerError(
                 f"the publisher did not end within {_END_S:g} s: it was killed",
+                exit_code=EdgelocError.exit_code,
+            )
+
+    def _watch_publisher(self) -> None:
+        """Tell others that all is well, as long as frames are answered."""
+        now_ns = self._clock.now_ns()
+        num_published = self._cells[Cell.NUM_PUBLISHED]
+        if (
+            num_published != self._progress[0]
+            or self._cells[Cell.FRAMES_DONE] == num_published
+        ):
+            self._progress = (num_published, now_ns)
+        waiting_ns = now_ns - self._progress[1] - self._budget_ns
+        if waiting_ns < PUBLISHER_SLOW_NS:
+            self._reporter.tick()
+        elif waiting_ns > PUBLISHER_HANG_NS:
+            raise WorkerError(
+                f"the publisher answers nothing since {waiting_ns / 1e9:.1f} s",
                 exit_code=EdgelocError.exit_code,
             )
 

