@@ -111,7 +111,7 @@ def test_busy_processes_end_with_the_measurement():
 
 
 def test_run_that_fails_says_why(tmp_path):
-    with pytest.raises(deadline.EdgelocError, match="has no site.json"):
+    with pytest.raises(deadline.EdgelocError, match=r"has no site\.json"):
         deadline.play(
             SETTING,
             site=deadline.Path(tmp_path),
