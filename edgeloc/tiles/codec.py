@@ -1,4 +1,4 @@
-"""Arrays to bytes and back: the one place that knows how numbers are coded.
+"""Arrays to bytes and back: the one place that knows how values are coded.
 
 Each ``encode_*`` returns the codec it used and the bytes; each ``decode_*`` looks at
 the codec of the section it is given. A stronger coding is a new `Codec` member and a
@@ -11,13 +11,21 @@ from __future__ import annotations
 
 import enum
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeloc.errors import TileFormatError
+from edgeloc.tiles.bits import (
+    NumberReader,
+    encode_numbers,
+    pack_fields,
+    padded,
+    read_bits,
+)
 from edgeloc.tiles.container import Section
-from edgeloc.types import Float32Array, FloatArray, IntArray
+from edgeloc.types import ByteArray, Float32Array, FloatArray, IntArray
 
 Encoded = tuple[int, bytes]
 
@@ -27,36 +35,43 @@ class Codec(enum.IntEnum):
 
     RAW = 0
     """Little-endian numbers, row by row."""
-    FIXED16 = 1
-    """Three uint16 per point, in steps from the tile's origin."""
-    LOG8 = 2
-    """One uint8 per positive number, on a logarithmic scale."""
-    COUNT8 = 3
-    """One uint8 per count, 255 for any larger one."""
-    DELTA_VARINT = 4
-    """Strictly ascending ids as LEB128 gaps."""
-    HALF = 5
-    """IEEE binary16."""
+    BITS = 1
+    """Three offsets per point, in steps, each of a fixed number of bits."""
+    NIBBLES = 2
+    """One byte per landmark: its sigma and its number of observations, 4 bits each."""
+    NUMBERS = 3
+    """Whole numbers, see `edgeloc.tiles.bits`."""
+    TRACKS = 4
+    """Which keyframes see which landmarks, see `edgeloc.tiles.tracks`."""
+    JSON = 5
+    """Text, as site.json is written."""
 
+
+DTYPES = {
+    "uint8": "|u1", "int8": "|i1", "uint16": "<u2", "uint32": "<u4",
+    "float16": "<f2", "float32": "<f4",
+}  # fmt: skip
+"""Element types that arrays may have, and how they are stored."""
 
 MAX_COORDINATE = 1e8
 """Larger coordinates are an error: ECEF needs 6.4e6, and nothing needs more."""
-MAX_CELLS = 2**16 - 2
-"""Steps that the extent of a tile may have, two less than uint16 for rounding."""
+MAX_AXIS_BITS = 32
 _MIN_STEP_EXPONENT, _MAX_STEP_EXPONENT = -60, 12
 _MAX_STEPS_FROM_ZERO = 2**47
-"""Origin over step: leaves origin + offset * step exact in float64."""
+"""Coordinate over step: leaves origin + offset * step exact in float64."""
+DEFAULT_AXIS_STEPS = 2**16 - 2
+"""Steps that the extent of a tile has at most where no step was asked for."""
 
-SIGMA_STEPS_PER_OCTAVE = 6
-SIGMA_ZERO_CODE = 144
-"""Code of sigma = 1."""
-_SIGMA_TABLE = np.exp2(
-    (np.arange(256) - SIGMA_ZERO_CODE) / SIGMA_STEPS_PER_OCTAVE
-).astype(np.float32)
+SIGMA_STEPS_PER_OCTAVE = 2
+SIGMA_CODES = 16
+SIGMA_QUANTILE = 0.02
+"""Of the sigmas of a tile, these few smallest ones are rounded up."""
+_MIN_SIGMA_CODE, _MAX_SIGMA_CODE = -48, 37
+OBSERVATION_COUNTS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
+"""What the 16 codes of a number of observations stand for; the last for more, too."""
+_COUNT_TABLE = np.array(OBSERVATION_COUNTS, dtype=np.int64)
 
-MAX_COUNT = 255
-MAX_VARINT_BYTES = 5
-MAX_IDS = 2**32
+MAX_DESCRIPTORS_PER_LANDMARK = 255
 
 
 def require_codec(section: Section, *known: Codec) -> None:
@@ -70,19 +85,23 @@ def require_codec(section: Section, *known: Codec) -> None:
         )
 
 
-def _stored(section: Section, dtype: str, count: int) -> npt.NDArray[np.generic]:
-    """Return a view of `count` stored numbers, the length checked first."""
-    itemsize = np.dtype(dtype).itemsize
-    if len(section.payload) != count * itemsize:
+def _require_bytes(section: Section, num_bytes: int) -> None:
+    if len(section.payload) != num_bytes:
         raise TileFormatError(
             f"section {section.tag} has {len(section.payload)} bytes, expected "
-            f"{count} x {itemsize}",
+            f"{num_bytes}",
             offset=section.offset,
         )
+
+
+def _stored(section: Section, dtype: str, count: int) -> npt.NDArray[np.generic]:
+    """Return a view of `count` stored numbers, the length checked first."""
+    _require_bytes(section, count * np.dtype(dtype).itemsize)
     return np.frombuffer(section.payload, dtype=dtype, count=count)
 
 
-def _check_finite(section: Section, values: npt.NDArray[np.generic]) -> None:
+def check_finite(section: Section, values: npt.NDArray[np.generic]) -> None:
+    """Raise `TileFormatError` at infinities and NaN."""
     if values.dtype.kind == "f" and not np.all(np.isfinite(values)):
         raise TileFormatError(
             f"section {section.tag} holds a number that is not finite",
@@ -107,44 +126,78 @@ def encode_raw(values: npt.ArrayLike, dtype: str) -> Encoded:
     return Codec.RAW, np.ascontiguousarray(values, dtype=dtype).tobytes()
 
 
-def decode_raw(section: Section, dtype: str, count: int) -> npt.NDArray[np.generic]:
-    """Return `count` numbers in native byte order, finite when they are floats.
+def decode_raw(
+    section: Section, dtype: str, count: int, *, finite: bool = True
+) -> npt.NDArray[np.generic]:
+    """Return a view of numbers that `encode_raw` stored.
 
     Parameters
     ----------
     section : Section
         Where they are.
     dtype : str
-        Their stored type.
+        NumPy name, as for `encode_raw`.
     count : int
-        How many the section has to hold.
+        How many there have to be.
+    finite : bool
+        Look at all of them, and refuse infinities and NaN.
 
     Returns
     -------
     ndarray of shape (count,)
+        Read-only; memory of the file.
     """
     require_codec(section, Codec.RAW)
     values = _stored(section, dtype, count)
-    _check_finite(section, values)
-    return np.asarray(values.astype(values.dtype.newbyteorder("=")))
+    if finite:
+        check_finite(section, values)
+    return values
 
 
-def decode_int64(section: Section, dtype: str, count: int) -> IntArray:
-    """Return `count` stored integers as int64, see `decode_raw`."""
-    return np.asarray(decode_raw(section, dtype, count), dtype=np.int64)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """What coded positions are relative to.
+
+    Parameters
+    ----------
+    exponent : int
+        The step is 2^exponent.
+    origin : tuple of 3 int
+        In steps.
+    bits : tuple of 3 int
+        Bits of an offset, by axis.
+    """
+
+    exponent: int
+    origin: tuple[int, int, int]
+    bits: tuple[int, int, int]
+
+    @property
+    def step(self) -> float:
+        """Unit of the positions; they are off by half of it at most."""
+        return math.ldexp(1.0, self.exponent)
+
+    @property
+    def bits_per_point(self) -> int:
+        """Bits of one position."""
+        return sum(self.bits)
 
 
-def position_step(points3D: FloatArray) -> float:
-    """Return the step that a tile with these landmarks gets.
+def _power_of_two_from(value: float) -> float:
+    """Return the smallest power of two that is not less."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(1.0, exponent - 1 if mantissa == 0.5 else exponent)
 
-    The smallest power of two that reaches over the extent in `MAX_CELLS` steps. A
-    power of two, since origin, offset and their sum are then exact in float64, so that
-    every machine reads the same positions.
+
+def position_step(points3D: FloatArray, wanted: float | None = None) -> float:
+    """Return the step, a power of two, with which positions are stored.
 
     Parameters
     ----------
     points3D : ndarray of shape (P, 3), float64
-        Landmarks.
+        Landmarks of one tile, m.
+    wanted : float, optional
+        By default what 16 bits per axis allow.
 
     Returns
     -------
@@ -152,216 +205,163 @@ def position_step(points3D: FloatArray) -> float:
     """
     if len(points3D) == 0:
         return 1.0
-    extent = float(np.max(points3D.max(axis=0) - points3D.min(axis=0)))
     reach = float(np.abs(points3D).max())
-    wanted = max(
-        extent / MAX_CELLS, reach / (_MAX_STEPS_FROM_ZERO // 2), 2.0**_MIN_STEP_EXPONENT
+    extent = float(np.max(points3D.max(axis=0) - points3D.min(axis=0)))
+    if wanted is None:
+        wanted = extent / DEFAULT_AXIS_STEPS
+    finest = (
+        math.ldexp(1.0, _MIN_STEP_EXPONENT),
+        math.ldexp(extent, 1 - MAX_AXIS_BITS),
+        reach / (_MAX_STEPS_FROM_ZERO // 2),
     )
-    mantissa, exponent = math.frexp(wanted)
-    return 2.0 ** (exponent - 1 if mantissa == 0.5 else exponent)
+    return _power_of_two_from(max(wanted, *finest))
 
 
-def encode_positions(
-    points3D: FloatArray,
-) -> tuple[Encoded, tuple[float, float, float], float]:
-    """Return positions as fixed-point offsets, off by half a step at most.
+def encode_positions(points3D: FloatArray, step: float) -> tuple[Encoded, Grid]:
+    """Return positions in fixed point, off by half a step at most.
 
     Parameters
     ----------
     points3D : ndarray of shape (P, 3), float64
         Finite, below `MAX_COORDINATE`.
+    step : float
+        From `position_step`.
 
     Returns
     -------
     encoded : tuple of (int, bytes)
         The offsets.
-    origin : tuple of 3 float
-        What they are offsets from, a multiple of the step.
-    step : float
-        Their unit.
+    grid : Grid
+        What is needed to read them.
     """
-    step = position_step(points3D)
+    exponent = math.frexp(step)[1] - 1
     if len(points3D) == 0:
-        return (Codec.FIXED16, b""), (0.0, 0.0, 0.0), step
-    origin_steps = np.floor(points3D.min(axis=0) / step)
-    offsets = np.rint(points3D / step - origin_steps).astype("<u2")
-    x, y, z = (origin_steps * step + 0.0).tolist()
-    return (Codec.FIXED16, offsets.tobytes()), (x, y, z), step
-
-
-def decode_positions(
-    section: Section, count: int, *, origin: tuple[float, float, float], step: float
-) -> FloatArray:
-    """Return positions, (count, 3) float64, of `encode_positions`."""
-    require_codec(section, Codec.FIXED16)
-    if (
-        not 2.0**_MIN_STEP_EXPONENT <= step <= 2.0**_MAX_STEP_EXPONENT
-        or math.frexp(step)[0] != 0.5
-    ):
-        raise TileFormatError(
-            f"the step of positions is {step!r}, expected a power of two from "
-            f"2^{_MIN_STEP_EXPONENT} to 2^{_MAX_STEP_EXPONENT}"
+        return (Codec.BITS, b""), Grid(
+            exponent=exponent, origin=(0, 0, 0), bits=(0, 0, 0)
         )
-    for value in origin:
-        steps = value / step
-        if not abs(steps) <= _MAX_STEPS_FROM_ZERO or steps != math.floor(steps):
-            raise TileFormatError(
-                f"the origin {value!r} is not a whole number of steps of {step!r}"
-            )
-    offsets = _stored(section, "<u2", 3 * count).reshape(-1, 3)
-    return np.asarray(np.array(origin) + offsets.astype(np.float64) * step)
+    steps = np.rint(points3D / step).astype(np.int64)
+    x, y, z = steps.min(axis=0).tolist()
+    offsets = steps - np.array([x, y, z])
+    bx, by, bz = (int(v).bit_length() for v in offsets.max(axis=0))
+    payload = pack_fields(offsets.reshape(-1), np.tile([bx, by, bz], len(offsets)))
+    return (Codec.BITS, payload), Grid(
+        exponent=exponent, origin=(x, y, z), bits=(bx, by, bz)
+    )
 
 
-def encode_sigmas(sigmas: Float32Array) -> Encoded:
-    """Return standard deviations, off by a factor of 2^(1/12) at most.
+def check_grid(grid: Grid) -> None:
+    """Raise `TileFormatError` unless positions on a grid are exact numbers."""
+    if not _MIN_STEP_EXPONENT <= grid.exponent <= _MAX_STEP_EXPONENT:
+        raise TileFormatError(
+            f"the step of positions is 2^{grid.exponent}, expected 2^"
+            f"{_MIN_STEP_EXPONENT} to 2^{_MAX_STEP_EXPONENT}"
+        )
+    if max(grid.bits) > MAX_AXIS_BITS:
+        raise TileFormatError(
+            f"positions have {max(grid.bits)} bits per axis, at most {MAX_AXIS_BITS} "
+            "are allowed"
+        )
+    if max(abs(value) for value in grid.origin) > _MAX_STEPS_FROM_ZERO:
+        raise TileFormatError(f"the origin {grid.origin} is too many steps from zero")
+
+
+def check_positions(section: Section, count: int, grid: Grid) -> None:
+    """Raise `TileFormatError` unless a section has room for as many positions."""
+    require_codec(section, Codec.BITS)
+    check_grid(grid)
+    _require_bytes(section, -(-count * grid.bits_per_point // 8))
+
+
+def positions_at(stream: ByteArray, rows: IntArray, grid: Grid) -> FloatArray:
+    """Return some positions of a stream, (n, 3) float64, by their rows.
+
+    Parameters
+    ----------
+    stream : ndarray of uint8
+        Of `encode_positions`, with the bytes behind it that `read_bits` wants.
+    rows : ndarray of shape (n,), int64
+        Which.
+    grid : Grid
+        Of the stream.
+    """
+    starts = rows * grid.bits_per_point
+    steps = np.empty((len(rows), 3))
+    for axis, width in enumerate(grid.bits):
+        steps[:, axis] = read_bits(stream, starts, width) + grid.origin[axis]
+        starts = starts + width
+    steps *= grid.step
+    return steps
+
+
+def decode_positions(section: Section, count: int, grid: Grid) -> FloatArray:
+    """Return positions, (count, 3) float64, of `encode_positions`."""
+    check_positions(section, count, grid)
+    return positions_at(padded(section.payload), np.arange(count), grid)
+
+
+def encode_qualities(
+    sigmas: Float32Array, num_observations: IntArray
+) -> tuple[Encoded, int]:
+    """Return standard deviations and numbers of observations, a byte per landmark.
 
     Parameters
     ----------
     sigmas : ndarray of shape (P,), float32
-        Finite, >= 0. Outside of [2^-24, 2^18.5] they become the nearest end.
+        Finite, >= 0. Off by a factor of 2^(1/4) at most within 7.5 octaves from the
+        code that is returned; others become the nearest end.
+    num_observations : ndarray of shape (P,), int64
+        Rounded to the nearest of `OBSERVATION_COUNTS`, of two to the larger one.
 
     Returns
     -------
-    tuple of (int, bytes)
+    encoded : tuple of (int, bytes)
+    first_code : int
+        What sigma code 0 stands for: 2^(first_code / 2).
     """
-    least = float(_SIGMA_TABLE[0])
+    if len(sigmas) == 0:
+        return (Codec.NIBBLES, b""), 0
+    least = math.ldexp(1.0, -30)
     octaves = np.log2(np.maximum(np.asarray(sigmas, dtype=np.float64), least))
-    codes = np.rint(octaves * SIGMA_STEPS_PER_OCTAVE) + SIGMA_ZERO_CODE
-    return Codec.LOG8, np.clip(codes, 0, 255).astype(np.uint8).tobytes()
+    codes = np.rint(octaves * SIGMA_STEPS_PER_OCTAVE).astype(np.int64)
+    codes = np.clip(codes, _MIN_SIGMA_CODE, _MAX_SIGMA_CODE)
+    # One landmark that claims to be perfect shall not cost all others their scale.
+    first = int(np.sort(codes)[int(len(codes) * SIGMA_QUANTILE)])
+    sigma_codes = np.clip(codes - first, 0, SIGMA_CODES - 1)
+    middles = (_COUNT_TABLE[1:] + _COUNT_TABLE[:-1]) / 2
+    count_codes = np.searchsorted(middles, num_observations, side="right")
+    return (
+        Codec.NIBBLES,
+        (sigma_codes << 4 | count_codes).astype(np.uint8).tobytes(),
+    ), first
 
 
-def decode_sigmas(section: Section, count: int) -> Float32Array:
-    """Return standard deviations, (count,) float32, of `encode_sigmas`."""
-    require_codec(section, Codec.LOG8)
-    return np.asarray(_SIGMA_TABLE[_stored(section, "u1", count).astype(np.intp)])
+def decode_qualities(
+    section: Section, count: int, *, first_code: int
+) -> tuple[Float32Array, IntArray]:
+    """Return standard deviations, (count,) float32, and numbers of observations."""
+    require_codec(section, Codec.NIBBLES)
+    if not _MIN_SIGMA_CODE <= first_code <= _MAX_SIGMA_CODE:
+        raise TileFormatError(
+            f"the first code of sigmas is {first_code}, expected {_MIN_SIGMA_CODE} to "
+            f"{_MAX_SIGMA_CODE}"
+        )
+    stored = _stored(section, "|u1", count).astype(np.intp)
+    table = np.exp2((first_code + np.arange(SIGMA_CODES)) / SIGMA_STEPS_PER_OCTAVE)
+    return table.astype(np.float32)[stored >> 4], _COUNT_TABLE[stored & 15]
 
 
 def encode_counts(counts: IntArray) -> Encoded:
-    """Return counts >= 0, those above `MAX_COUNT` as `MAX_COUNT`."""
-    return Codec.COUNT8, np.minimum(counts, MAX_COUNT).astype(np.uint8).tobytes()
+    """Return numbers >= 0; five bytes when they are all the same."""
+    return Codec.NUMBERS, encode_numbers(counts)
 
 
-def decode_counts(section: Section, count: int) -> IntArray:
-    """Return counts, (count,) int64, of `encode_counts`."""
-    require_codec(section, Codec.COUNT8)
-    return np.asarray(_stored(section, "u1", count), dtype=np.int64)
+def decode_counts(section: Section, count: int, *, limit: int) -> IntArray:
+    """Return the (count,) numbers of `encode_counts`, none above `limit`.
 
-
-def encode_half(values: Float32Array) -> Encoded:
-    """Return numbers in [-1, 1] as binary16, off by 2^-12 at most."""
-    return Codec.HALF, np.ascontiguousarray(values, dtype="<f2").tobytes()
-
-
-def decode_half(section: Section, count: int) -> Float32Array:
-    """Return numbers, (count,) float32, of `encode_half`; they are finite."""
-    require_codec(section, Codec.HALF)
-    values = _stored(section, "<f2", count)
-    _check_finite(section, values)
-    return np.asarray(values, dtype=np.float32)
-
-
-def varint_bytes(value: int) -> int:
-    """Return how many bytes a number takes, at 7 bits per byte."""
-    return max(1, -(-value.bit_length() // 7))
-
-
-def encode_id_lists(ids: IntArray, offsets: IntArray) -> Encoded:
-    """Return lists of strictly ascending ids as gaps.
-
-    Parameters
-    ----------
-    ids : ndarray of shape (V,), int64
-        In [0, `MAX_IDS`).
-    offsets : ndarray of shape (L + 1,), int64
-        List i is ``ids[offsets[i]:offsets[i + 1]]``.
-
-    Returns
-    -------
-    tuple of (int, bytes)
+    The caller has bounded `count`: equal numbers take no room.
     """
-    gaps = ids.copy()
-    gaps[1:] -= ids[:-1] + 1
-    starts = offsets[:-1][np.diff(offsets) > 0]
-    gaps[starts] = ids[starts]
-
-    num_bytes = np.ones(len(gaps), dtype=np.int64)
-    for k in range(1, MAX_VARINT_BYTES):
-        num_bytes += gaps >= 1 << (7 * k)
-    first_byte = np.cumsum(num_bytes) - num_bytes
-    out = np.empty(int(num_bytes.sum()), dtype=np.uint8)
-    for k in range(MAX_VARINT_BYTES):
-        has = num_bytes > k
-        more = (num_bytes[has] > k + 1).astype(np.int64) << 7
-        out[first_byte[has] + k] = ((gaps[has] >> (7 * k)) & 0x7F) | more
-    return Codec.DELTA_VARINT, out.tobytes()
-
-
-def _decode_varints(section: Section, count: int) -> IntArray:
-    """Return `count` numbers below 2^35 from a section that holds nothing else."""
-    size = len(section.payload)
-    if not count <= size <= MAX_VARINT_BYTES * count:
-        raise TileFormatError(
-            f"section {section.tag} has {size} bytes, expected {count} to "
-            f"{MAX_VARINT_BYTES * count}",
-            offset=section.offset,
-        )
-    stored = np.frombuffer(section.payload, dtype=np.uint8)
-    last = np.flatnonzero(stored < 0x80)
-    if len(last) != count or (count > 0 and last[-1] != size - 1):
-        raise TileFormatError(
-            f"section {section.tag} holds {len(last)} whole numbers, expected {count}",
-            offset=section.offset,
-        )
-    if count == 0:
-        return np.zeros(0, dtype=np.int64)
-    first = np.concatenate([[0], last[:-1] + 1])
-    num_bytes = last - first + 1
-    longest = int(num_bytes.max())
-    # A second spelling of a number would make the bytes of a tile ambiguous.
-    overlong = np.any((num_bytes > 1) & (stored[last] == 0))
-    if longest > MAX_VARINT_BYTES or overlong:
-        raise TileFormatError(
-            f"section {section.tag} holds a number that is not in its shortest form",
-            offset=section.offset,
-        )
-    values: IntArray = (stored[first] & 0x7F).astype(np.int64)
-    for k in range(1, longest):
-        has = np.flatnonzero(num_bytes > k)
-        values[has] |= (stored[first[has] + k] & 0x7F).astype(np.int64) << (7 * k)
-    return values
-
-
-def decode_id_lists(section: Section, offsets: IntArray, *, num_ids: int) -> IntArray:
-    """Return the ids of `encode_id_lists`, each list strictly ascending.
-
-    Parameters
-    ----------
-    section : Section
-        Where they are.
-    offsets : ndarray of shape (L + 1,), int64
-        Ascending from 0.
-    num_ids : int
-        Ids are below this, at most `MAX_IDS`.
-
-    Returns
-    -------
-    ndarray of shape (offsets[-1],), int64
-    """
-    require_codec(section, Codec.DELTA_VARINT)
-    gaps = _decode_varints(section, int(offsets[-1]))
-    if len(gaps) == 0:
-        return gaps
-    # Before the sum, which could overflow otherwise.
-    largest = int(gaps.max())
-    if largest < num_ids:
-        counts = np.diff(offsets)
-        used = offsets[:-1][counts > 0]
-        ids = np.cumsum(gaps + 1) - 1
-        ids -= np.repeat(ids[used] - gaps[used], counts[counts > 0])
-        largest = int(ids.max())
-        if largest < num_ids:
-            return np.asarray(ids)
-    raise TileFormatError(
-        f"section {section.tag} holds id {largest}, the site has {num_ids}",
-        offset=section.offset,
-    )
+    require_codec(section, Codec.NUMBERS)
+    reader = NumberReader(section)
+    counts = reader.read(count, limit=limit)
+    reader.finish()
+    return counts

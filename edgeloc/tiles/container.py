@@ -2,12 +2,14 @@
 
 Layout and the reason for each rule are in FORMAT.md. A file that `unpack` accepts has
 exactly one reading: the sections are those of its kind, in order, adjacent, aligned,
-padded with zeros and checksummed, and nothing follows them.
+padded with zeros and checksummed, and nothing follows them. Where sections lie follows
+from their lengths, so that there is nothing to say about it that could be wrong.
 """
 
 from __future__ import annotations
 
 import enum
+import mmap
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,14 +18,17 @@ from dataclasses import dataclass
 from edgeloc.errors import TileFormatError
 
 MAGIC = b"\x89EdgLoc\n"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ALIGNMENT_BYTES = 8
 
-HEADER = struct.Struct("<8sHHIQII")
-"""Magic, version, kind, number of sections, bytes of the file, CRC-32, zero."""
-TABLE_ENTRY = struct.Struct("<4sHHQQII")
-"""Tag, codec, zero, offset, bytes, CRC-32, zero."""
-_CRC_AT = 24
+HEADER = struct.Struct("<8sHBBIQ")
+"""Magic, version, kind, number of sections, CRC-32, bytes of the file."""
+TABLE_ENTRY = struct.Struct("<4sIII")
+"""Tag, codec, bytes, CRC-32."""
+_CRC_AT = 12
+MAX_SECTION_BYTES = 2**32 - 1
+
+Buffer = bytes | memoryview | mmap.mmap
 
 
 class FileKind(enum.IntEnum):
@@ -31,6 +36,8 @@ class FileKind(enum.IntEnum):
 
     TILE = 1
     INDEX = 2
+    CODEBOOK = 3
+    DELTA = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +54,15 @@ class Section:
         Its bytes, without padding.
     offset : int
         Where the payload begins in the file, for messages.
+    crc32 : int
+        What the table says about the payload.
     """
 
     tag: str
     codec: int
     payload: memoryview
     offset: int
+    crc32: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,35 +114,35 @@ def pack(kind: FileKind, sections: Mapping[str, tuple[int, bytes]]) -> bytes:
     Returns
     -------
     bytes
+
+    Raises
+    ------
+    ValueError
+        When a section is larger than `MAX_SECTION_BYTES`.
     """
-    head_bytes = HEADER.size + TABLE_ENTRY.size * len(sections)
     table, body = bytearray(), bytearray()
     for tag, (codec, payload) in sections.items():
+        if len(payload) > MAX_SECTION_BYTES:
+            raise ValueError(f"section {tag} has {len(payload)} bytes, too many")
         table += TABLE_ENTRY.pack(
-            tag.encode("ascii"),
-            codec,
-            0,
-            head_bytes + len(body),
-            len(payload),
-            zlib.crc32(payload),
-            0,
+            tag.encode("ascii"), codec, len(payload), zlib.crc32(payload)
         )
         body += payload + bytes(_padded(len(payload)) - len(payload))
-    file_bytes = head_bytes + len(body)
-    header = HEADER.pack(MAGIC, FORMAT_VERSION, kind, len(sections), file_bytes, 0, 0)
+    file_bytes = HEADER.size + len(table) + len(body)
+    header = HEADER.pack(MAGIC, FORMAT_VERSION, kind, len(sections), 0, file_bytes)
     head = bytearray(header + table)
     struct.pack_into("<I", head, _CRC_AT, header_crc32(bytes(head)))
     return bytes(head + body)
 
 
-def _check_header(data: bytes, kind: FileKind, num_sections: int) -> int:
+def _check_header(data: Buffer, kind: FileKind, num_sections: int) -> int:
     """Return the stored checksum of a header that is in order."""
     if len(data) < HEADER.size:
         raise TileFormatError(
             f"has {len(data)} bytes, a header alone takes {HEADER.size}", offset=0
         )
-    magic, version, found_kind, found_sections, file_bytes, crc32, zero = (
-        HEADER.unpack_from(data)
+    magic, version, found_kind, found_sections, crc32, file_bytes = HEADER.unpack_from(
+        data
     )
     if magic != MAGIC:
         raise TileFormatError(f"begins with {magic!r}, expected {MAGIC!r}", offset=0)
@@ -147,30 +157,40 @@ def _check_header(data: bytes, kind: FileKind, num_sections: int) -> int:
         )
     if found_sections != num_sections:
         raise TileFormatError(
-            f"has {found_sections} sections, expected {num_sections}", offset=12
+            f"has {found_sections} sections, expected {num_sections}", offset=11
         )
     if file_bytes != len(data):
         raise TileFormatError(
             f"has {len(data)} bytes, its header says {file_bytes}", offset=16
         )
-    if zero != 0:
-        raise TileFormatError(f"has {zero} in a reserved field", offset=28)
     return int(crc32)
 
 
-def unpack(data: bytes, kind: FileKind, tags: Sequence[str]) -> Container:
+def check_section(section: Section) -> None:
+    """Raise `TileFormatError` unless a section has the checksum that its table says."""
+    if zlib.crc32(section.payload) != section.crc32:
+        raise TileFormatError(
+            f"section {section.tag} fails its checksum", offset=section.offset
+        )
+
+
+def unpack(
+    data: Buffer, kind: FileKind, tags: Sequence[str], *, lazy_bytes: int | None = None
+) -> Container:
     """Return the sections of a file, every rule of the frame checked.
 
     Takes no memory beyond `data`: sections are views of it.
 
     Parameters
     ----------
-    data : bytes
+    data : bytes, memoryview or mmap
         The whole file.
     kind : FileKind
         What it has to be.
     tags : sequence of str
         The sections that such a file has, in order.
+    lazy_bytes : int, optional
+        Leave the checksums of larger sections to `check_section`.
 
     Returns
     -------
@@ -185,7 +205,7 @@ def unpack(data: bytes, kind: FileKind, tags: Sequence[str]) -> Container:
     head_bytes = HEADER.size + TABLE_ENTRY.size * len(tags)
     if len(data) < head_bytes:
         raise TileFormatError("ends inside the section table", offset=len(data))
-    if header_crc32(data[:head_bytes]) != stored_crc32:
+    if header_crc32(bytes(data[:head_bytes])) != stored_crc32:
         raise TileFormatError("header and table fail their checksum", offset=_CRC_AT)
 
     view = memoryview(data)
@@ -193,36 +213,30 @@ def unpack(data: bytes, kind: FileKind, tags: Sequence[str]) -> Container:
     position = head_bytes
     for i, tag in enumerate(tags):
         at = HEADER.size + i * TABLE_ENTRY.size
-        found, codec, zero, offset, num_bytes, crc32, zero2 = TABLE_ENTRY.unpack_from(
-            data, at
-        )
+        found, codec, num_bytes, crc32 = TABLE_ENTRY.unpack_from(data, at)
         if found != tag.encode("ascii"):
             raise TileFormatError(
                 f"section {i} is {found!r}, expected {tag!r}", offset=at
             )
-        if zero != 0 or zero2 != 0:
-            raise TileFormatError(
-                f"section {tag} has a reserved field that is not 0", offset=at
-            )
-        if offset != position:
-            raise TileFormatError(
-                f"section {tag} begins at {offset}, expected {position}: sections "
-                "neither overlap nor leave holes",
-                offset=at + 8,
-            )
-        end = offset + num_bytes
+        offset, end = position, position + num_bytes
         position = _padded(end)
         if position > len(data):
             raise TileFormatError(
                 f"section {tag} ends at {position}, the file at {len(data)}",
-                offset=at + 16,
+                offset=at + 8,
             )
-        payload = view[offset:end]
-        if zlib.crc32(payload) != crc32:
-            raise TileFormatError(f"section {tag} fails its checksum", offset=offset)
+        section = Section(
+            tag=tag,
+            codec=codec,
+            payload=view[offset:end],
+            offset=offset,
+            crc32=crc32,
+        )
+        if lazy_bytes is None or num_bytes <= lazy_bytes:
+            check_section(section)
         if any(view[end:position]):
             raise TileFormatError(f"padding after {tag} is not 0", offset=end)
-        sections[tag] = Section(tag=tag, codec=codec, payload=payload, offset=offset)
+        sections[tag] = section
     if position != len(data):
         raise TileFormatError(
             f"has {len(data) - position} bytes after the last section", offset=position

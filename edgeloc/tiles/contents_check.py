@@ -6,9 +6,22 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeloc.errors import MapError
-from edgeloc.tiles.codec import MAX_COORDINATE, MAX_COUNT, MAX_IDS
+from edgeloc.tiles.bits import MAX_NUMBER
+from edgeloc.tiles.codec import (
+    DTYPES,
+    MAX_COORDINATE,
+    MAX_DESCRIPTORS_PER_LANDMARK,
+)
 from edgeloc.tiles.layout import KeyframeTable, LandmarkTable, SiteContents
-from edgeloc.tiles.manifest import DESCRIPTOR_DTYPES, MODEL_ROLES
+from edgeloc.tiles.manifest import (
+    CODEBOOK_ROLES,
+    DESCRIPTOR_DTYPES,
+    GLOBAL_CODINGS,
+    MAX_CAMERAS,
+    MAX_KEYFRAMES,
+    MODEL_ROLES,
+    needed_codebooks,
+)
 from edgeloc.types import Float32Array, FloatArray, IntArray
 
 
@@ -45,14 +58,27 @@ def _check_offsets(
     )
 
 
-def _check_keyframes(keyframes: KeyframeTable, cameras: set[str]) -> None:
+def _check_keyframes(
+    keyframes: KeyframeTable, cameras: set[str], *, global_coding: str
+) -> None:
     num = len(keyframes)
     _require(num > 0, "it has no keyframes: nothing could be retrieved")
+    _require(
+        num <= MAX_KEYFRAMES, f"it has {num} keyframes, at most {MAX_KEYFRAMES} fit"
+    )
+    _require(
+        len(cameras) <= MAX_CAMERAS,
+        f"it has {len(cameras)} cameras, at most {MAX_CAMERAS} fit",
+    )
     ids = keyframes.keyframe_ids
     _require_shape(ids, (num,), name="keyframes.keyframe_ids")
     _require(
-        ids.dtype.kind in "iu" and ids[0] >= 0 and np.all(ids[1:] > ids[:-1]),
-        "keyframes.keyframe_ids must be integers, ascending from 0 or more",
+        ids.dtype.kind in "iu"
+        and ids[0] >= 0
+        and ids[-1] <= MAX_NUMBER
+        and np.all(ids[1:] > ids[:-1]),
+        "keyframes.keyframe_ids must be integers, ascending from 0 or more, at most "
+        f"{MAX_NUMBER}",
     )
     _require(
         len(keyframes.camera_ids) == num and set(keyframes.camera_ids) <= cameras,
@@ -74,15 +100,26 @@ def _check_keyframes(keyframes: KeyframeTable, cameras: set[str]) -> None:
         global_codes.ndim == 2 and len(global_codes) == num,
         f"keyframes.global_codes has shape {global_codes.shape}, expected ({num}, G)",
     )
-    _require_bounded(
-        np.asarray(global_codes, np.float32), -1.0, 1.0, name="keyframes.global_codes"
+    dtypes = GLOBAL_CODINGS.get(global_coding)
+    _require(
+        dtypes is not None,
+        f"global_coding is {global_coding!r}, expected one of "
+        f"{', '.join(GLOBAL_CODINGS)}",
+    )
+    _require(
+        global_codes.dtype.name in (dtypes or ()),
+        f"keyframes.global_codes are {global_codes.dtype}, expected "
+        f"{' or '.join(dtypes or ())} for {global_coding!r}",
+    )
+    _require(
+        global_codes.dtype.kind != "f" or np.all(np.isfinite(global_codes)),
+        "keyframes.global_codes must be finite",
     )
 
 
 def _check_landmarks(landmarks: LandmarkTable, contents: SiteContents) -> None:
     num = len(landmarks)
     family = contents.family
-    _require(num < MAX_IDS, f"it has {num} landmarks, the format ends at {MAX_IDS}")
     _require_shape(landmarks.points3D, (num, 3), name="landmarks.points3D")
     _require_bounded(
         landmarks.points3D,
@@ -125,8 +162,9 @@ def _check_landmarks(landmarks: LandmarkTable, contents: SiteContents) -> None:
     )
     most = int(np.diff(landmarks.descriptor_offsets).max(initial=0))
     _require(
-        most <= MAX_COUNT,
-        f"a landmark has {most} descriptors, at most {MAX_COUNT} fit: keep fewer",
+        most <= MAX_DESCRIPTORS_PER_LANDMARK,
+        f"a landmark has {most} descriptors, at most {MAX_DESCRIPTORS_PER_LANDMARK} "
+        "fit: keep fewer",
     )
 
 
@@ -138,7 +176,11 @@ def check_contents(contents: SiteContents) -> None:
     contents : SiteContents
         What is to be written. What only site.json holds is left to `decode_manifest`.
     """
-    _check_keyframes(contents.keyframes, set(contents.cameras))
+    _check_keyframes(
+        contents.keyframes,
+        set(contents.cameras),
+        global_coding=contents.global_coding,
+    )
     _check_landmarks(contents.landmarks, contents)
     visible = contents.visible_landmark_idx
     _check_offsets(
@@ -157,12 +199,39 @@ def check_contents(contents: SiteContents) -> None:
         np.all((visible[1:] > visible[:-1]) | begins[1:-1]),
         "visible_landmark_idx must ascend within each keyframe",
     )
-    _require(
-        set(contents.models) <= set(MODEL_ROLES),
-        f"models are for {' and '.join(MODEL_ROLES)}, not {', '.join(contents.models)}",
-    )
-    for name, array in contents.retrieval_arrays.items():
+    _check_roles("models", set(contents.models), MODEL_ROLES)
+    _check_roles("codebooks", set(contents.codebooks), CODEBOOK_ROLES)
+    for role in needed_codebooks(contents.family, contents.global_coding):
         _require(
-            array.dtype == np.float32 and np.all(np.isfinite(array)),
-            f"retrieval_arrays[{name!r}] must be finite float32",
+            role in contents.codebooks,
+            f"codebooks[{role!r}] is missing: codes say nothing without it",
         )
+    arrays = {
+        f"retrieval_arrays[{name!r}]": array
+        for name, array in contents.retrieval_arrays.items()
+    }
+    for role, codebook in contents.codebooks.items():
+        for name, array in codebook.arrays.items():
+            arrays[f"codebooks[{role!r}].arrays[{name!r}]"] = array
+    for name, array in arrays.items():
+        _require(
+            array.dtype.name in DTYPES
+            and (array.dtype.kind != "f" or np.all(np.isfinite(array))),
+            f"{name} must be finite and of the types {', '.join(DTYPES)}",
+        )
+    step, origin = contents.position_step, contents.grid_origin
+    _require(
+        step is None or 0 < step < MAX_COORDINATE,
+        f"position_step is {step!r}, expected a size like 0.001, or None",
+    )
+    _require(
+        origin is None or all(abs(v) <= MAX_COORDINATE for v in origin),
+        f"grid_origin is {origin!r}, expected coordinates up to {MAX_COORDINATE:g}",
+    )
+
+
+def _check_roles(name: str, found: set[str], known: tuple[str, ...]) -> None:
+    _require(
+        found <= set(known),
+        f"{name} are for {' and '.join(known)}, not {', '.join(sorted(found))}",
+    )

@@ -1,27 +1,123 @@
-"""The resident index (keyframes and retrieval model) to bytes and back."""
+"""The index (tile table, keyframes, retrieval model) to bytes and back.
+
+A reader maps the file: what is small is checked and decoded when the site is opened,
+poses are decoded when they are asked for, and the large tables stay on disk until they
+are looked at.
+"""
 
 from __future__ import annotations
 
-import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeloc.errors import TileFormatError
 from edgeloc.geometry.se3 import quat_from_rotation
 from edgeloc.tiles import codec
-from edgeloc.tiles.container import FileKind, Section, pack, unpack
-from edgeloc.tiles.layout import KeyframeTable, PoseArrays
+from edgeloc.tiles.arrays import ARRAY_TAGS, AnyArray, decode_arrays, encode_arrays
+from edgeloc.tiles.bits import SPARE_BYTES, NumberReader, encode_numbers
+from edgeloc.tiles.container import (
+    Buffer,
+    Container,
+    FileKind,
+    Section,
+    check_section,
+    pack,
+    unpack,
+)
+from edgeloc.tiles.layout import KeyframePoses, KeyframeTable
 from edgeloc.tiles.manifest import SiteManifest
-from edgeloc.types import Float32Array, FloatArray, IntArray
+from edgeloc.tiles.tile_table import (
+    TileEntry,
+    TileTable,
+    decode_tile_table,
+    encode_tile_table,
+)
+from edgeloc.types import ByteArray, FloatArray, IntArray
 
-META = struct.Struct("<QQ")
-"""Numbers of keyframes and of elements of a global descriptor."""
-TAGS = ("META", "KFID", "KCAM", "KTIL", "QUAT", "TRAN", "GDSC", "RARR")
-_MAX_NORM_ERROR = 1e-6
-MAX_TRANSLATION = 2 * codec.MAX_COORDINATE
+META = struct.Struct("<II3qhBBBB")
+"""Numbers of tiles and keyframes; of camera centres: origin, exponent, bits per axis;
+bytes of a camera's index."""
+TAGS = ("META", "TILE", "KFID", "KCAM", "CNTR", "QUAT", "GDSC", *ARRAY_TAGS)
+LAZY_BYTES = 4 << 20
+"""Larger sections are not read when a site is opened, see `check_all`."""
+QUAT_SCALE = 32767
+_MAX_NORM_ERROR = 1e-4
+CENTER_STEP = 2.0**-10
+"""Camera centres are never coarser in a metric map, nor than 2^-16 of their extent."""
+
+
+class PackedPoses:
+    """Poses of keyframes, decoded when they are asked for.
+
+    Parameters
+    ----------
+    centers : ndarray of uint8
+        As for `codec.positions_at`.
+    grid : Grid
+        Of the centres.
+    quats : ndarray of shape (K, 4), int16
+        Rotations of ``cam_from_world``, (w, x, y, z) times `QUAT_SCALE`.
+    """
+
+    def __init__(
+        self, centers: ByteArray, grid: codec.Grid, quats: npt.NDArray[np.int16]
+    ) -> None:
+        self._stream = centers
+        self._grid = grid
+        self._quats = quats
+        self._centers: FloatArray | None = None
+
+    def __len__(self) -> int:
+        return len(self._quats)
+
+    def rotations_of(self, keyframe_idx: IntArray) -> FloatArray:
+        """Return rotations of ``cam_from_world``, (n, 3, 3)."""
+        return _rotations_from_quats(self._quats[keyframe_idx].astype(np.float64))
+
+    def centers_of(self, keyframe_idx: IntArray) -> FloatArray:
+        """Return camera centres in the world, (n, 3), m."""
+        if self._centers is None and 4 * len(keyframe_idx) < len(self):
+            idx = np.asarray(keyframe_idx, dtype=np.int64)
+            return codec.positions_at(self._stream, idx, self._grid)
+        if self._centers is None:
+            # 24 bytes per keyframe: who asks for many will ask again.
+            self._centers = codec.positions_at(
+                self._stream, np.arange(len(self)), self._grid
+            )
+        return self._centers[keyframe_idx]
+
+
+class CameraIds(Sequence[str]):
+    """Camera of each keyframe.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The site's cameras, sorted.
+    idx : ndarray of shape (K,), or int
+        Which; with one camera the number of keyframes.
+    """
+
+    def __init__(
+        self, names: tuple[str, ...], idx: npt.NDArray[np.unsignedinteger] | int
+    ) -> None:
+        self._names = names
+        self._idx = idx
+
+    def __len__(self) -> int:
+        return self._idx if isinstance(self._idx, int) else len(self._idx)
+
+    def __getitem__(self, keyframe_idx: int) -> str:  # type: ignore[override]
+        if isinstance(self._idx, int):
+            return self._names[0 * range(self._idx)[keyframe_idx]]
+        return self._names[int(self._idx[keyframe_idx])]
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,56 +126,136 @@ class Index:
 
     Parameters
     ----------
+    tiles : TileTable
+        The tile table.
     keyframes : KeyframeTable
-        Keyframes of the site.
-    keyframe_tile_idx : ndarray of shape (K,), int64
-        Tile of each.
-    retrieval_arrays : mapping of str to ndarray, float32
+        Keyframes of the site, those of tile 0 first.
+    retrieval_arrays : mapping of str to ndarray
         The retrieval model's arrays.
     """
 
+    tiles: TileTable
     keyframes: KeyframeTable
-    keyframe_tile_idx: IntArray
-    retrieval_arrays: Mapping[str, Float32Array]
+    retrieval_arrays: Mapping[str, AnyArray]
 
 
-def encode_index(index: Index, camera_ids: tuple[str, ...]) -> bytes:
+def center_step(centers: FloatArray, wanted: float | None) -> float:
+    """Return the step, a power of two, with which camera centres are stored.
+
+    Parameters
+    ----------
+    centers : ndarray of shape (K, 3), float64
+        M.
+    wanted : float, optional
+        As `SiteContents.position_step`.
+    """
+    if wanted is None:
+        wanted = min(CENTER_STEP, codec.position_step(centers))
+    return codec.position_step(centers, wanted)
+
+
+def encode_index(
+    *,
+    tiles: Sequence[TileEntry],
+    keyframes: KeyframeTable,
+    retrieval_arrays: Mapping[str, AnyArray],
+    camera_ids: tuple[str, ...],
+    position_step: float | None,
+) -> bytes:
     """Return the bytes of the index.
 
     Parameters
     ----------
-    index : Index
-        Within the limits of FORMAT.md; the writer has checked them.
+    tiles : sequence of TileEntry
+        Their keyframes follow each other in `keyframes`.
+    keyframes : KeyframeTable
+        Within the limits of FORMAT.md; the writer has checked them. Ids ascend within
+        each tile; global codes are as they are to be stored.
+    retrieval_arrays : mapping of str to ndarray
+        The retrieval model's arrays.
     camera_ids : tuple of str
         Cameras of the site, sorted.
+    position_step : float, optional
+        As in `SiteContents`.
 
     Returns
     -------
     bytes
     """
-    keyframes = index.keyframes
+    num = len(keyframes)
+    centers = keyframes.centers
+    coded, grid = codec.encode_positions(centers, center_step(centers, position_step))
+    quats = np.array([quat_from_rotation(R) for R in keyframes.R]).reshape(-1, 4)
     camera_idx = {camera_id: i for i, camera_id in enumerate(camera_ids)}
-    quats = [quat_from_rotation(R) for R in keyframes.R]
-    num, dim = keyframes.global_codes.shape
-    arrays = b"".join(
-        codec.encode_raw(index.retrieval_arrays[name], "<f4")[1]
-        for name in sorted(index.retrieval_arrays)
-    )
+    camera_bytes = _camera_bytes(len(camera_ids))
+    cameras = (int(codec.Codec.RAW), b"")
+    if camera_bytes:
+        cameras = codec.encode_raw(
+            [camera_idx[c] for c in keyframes.camera_ids], f"<u{camera_bytes}"
+        )
+    codes = keyframes.global_codes
     sections = {
-        "META": (int(codec.Codec.RAW), META.pack(num, dim)),
-        "KFID": codec.encode_raw(keyframes.keyframe_ids, "<i8"),
-        "KCAM": codec.encode_raw([camera_idx[c] for c in keyframes.camera_ids], "<u4"),
-        "KTIL": codec.encode_raw(index.keyframe_tile_idx, "<u4"),
-        "QUAT": codec.encode_raw(quats, "<f8"),
-        "TRAN": codec.encode_raw(keyframes.t, "<f8"),
-        "GDSC": codec.encode_half(np.asarray(keyframes.global_codes, np.float32)),
-        "RARR": (int(codec.Codec.RAW), arrays),
+        "META": (
+            int(codec.Codec.RAW),
+            META.pack(
+                *(len(tiles), num),
+                *grid.origin,
+                grid.exponent,
+                *grid.bits,
+                camera_bytes,
+            ),
+        ),
+        "TILE": (int(codec.Codec.RAW), encode_tile_table(tiles)),
+        "KFID": (
+            int(codec.Codec.NUMBERS),
+            _encode_ids(keyframes.keyframe_ids, [t.num_keyframes for t in tiles]),
+        ),
+        "KCAM": cameras,
+        "CNTR": coded,
+        "QUAT": codec.encode_raw(np.rint(quats * QUAT_SCALE), "<i2"),
+        "GDSC": codec.encode_raw(codes, codec.DTYPES[codes.dtype.name]),
+        **encode_arrays(retrieval_arrays),
     }
     return pack(FileKind.INDEX, sections)
 
 
+def _camera_bytes(num_cameras: int) -> int:
+    if num_cameras == 1:
+        return 0
+    return 1 if num_cameras <= 2**8 else 2
+
+
+def _encode_ids(ids: IntArray, counts: Sequence[int]) -> bytes:
+    """Return the first id of each tile, and then the gaps within the tiles."""
+    sizes = np.array([count for count in counts if count > 0], dtype=np.int64)
+    first = np.cumsum(sizes) - sizes
+    inside = np.ones(len(ids), dtype=np.bool_)
+    inside[first] = False
+    gaps = np.diff(ids, prepend=-1) - 1
+    return encode_numbers(ids[first]) + encode_numbers(gaps[inside])
+
+
+def _decode_ids(section: Section, counts: IntArray) -> IntArray:
+    codec.require_codec(section, codec.Codec.NUMBERS)
+    reader = NumberReader(section)
+    sizes = counts[counts > 0]
+    first = np.cumsum(sizes) - sizes
+    inside = np.ones(int(sizes.sum()), dtype=np.bool_)
+    inside[first] = False
+    steps = np.empty(len(inside), dtype=np.int64)
+    steps[first] = reader.read(len(first))
+    steps[inside] = reader.read(len(inside) - len(first)) + 1
+    reader.finish()
+    total = np.cumsum(steps)
+    ids = total - np.repeat(total[first] - steps[first], sizes)
+    ordered = np.sort(ids)
+    if np.any(ordered[1:] == ordered[:-1]):
+        raise reader.fail("holds an id twice")
+    return np.asarray(ids)
+
+
 def _rotations_from_quats(quats: FloatArray) -> FloatArray:
-    """Return rotation matrices, (K, 3, 3), of unit quaternions (w, x, y, z)."""
+    """Return rotation matrices, (K, 3, 3), of quaternions (w, x, y, z)."""
     w, x, y, z = (quats / np.linalg.norm(quats, axis=1, keepdims=True)).T
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -89,21 +265,47 @@ def _rotations_from_quats(quats: FloatArray) -> FloatArray:
     return np.ascontiguousarray(np.moveaxis(np.array(rows), -1, 0))
 
 
-def _bounded(
-    values: FloatArray | Float32Array | IntArray, low: float, high: float
-) -> bool:
-    return bool(np.all((values >= low) & (values <= high)))
+def _open(data: Buffer, manifest: SiteManifest, lazy_bytes: int | None) -> Container:
+    container = unpack(data, FileKind.INDEX, TAGS, lazy_bytes=lazy_bytes)
+    if container.crc32 != manifest.index.crc32:
+        raise TileFormatError("is another file than the one that site.json lists")
+    return container
 
 
-def decode_index(data: bytes, manifest: SiteManifest) -> Index:
+def _poses(
+    data: Buffer, sections: Mapping[str, Section], grid: codec.Grid, num: int
+) -> KeyframePoses:
+    section = sections["CNTR"]
+    codec.check_positions(section, num, grid)
+    # What follows in the file are 8 bytes or more of quaternions.
+    end = section.offset + len(section.payload) + SPARE_BYTES
+    stream = np.frombuffer(memoryview(data)[section.offset : end], dtype=np.uint8)
+    section = sections["QUAT"]
+    quats = np.asarray(
+        codec.decode_raw(section, "<i2", 4 * num), dtype=np.int16
+    ).reshape(-1, 4)
+    norm = np.einsum("ki,ki->k", quats, quats, dtype=np.float64) / QUAT_SCALE**2
+    if np.any(quats[:, 0] < 0) or np.any(np.abs(norm - 1) > 2 * _MAX_NORM_ERROR):
+        raise TileFormatError(
+            f"section {section.tag} does not hold unit quaternions with w >= 0",
+            offset=section.offset,
+        )
+    return PackedPoses(stream, grid, quats)
+
+
+def decode_index(
+    data: Buffer, manifest: SiteManifest, *, lazy_bytes: int | None = None
+) -> Index:
     """Return the index from its bytes.
 
     Parameters
     ----------
-    data : bytes
-        The whole file.
+    data : bytes or mmap
+        The whole file; the index holds views of it.
     manifest : SiteManifest
         What site.json says about it.
+    lazy_bytes : int, optional
+        Larger tables of codes and arrays are not looked at; `check_all` does that.
 
     Returns
     -------
@@ -114,76 +316,85 @@ def decode_index(data: bytes, manifest: SiteManifest) -> Index:
     TileFormatError
         When the bytes are anything but that index.
     """
-    container = unpack(data, FileKind.INDEX, TAGS)
-    if container.crc32 != manifest.index.crc32:
-        raise TileFormatError("is another file than the one that site.json lists")
+    container = _open(data, manifest, lazy_bytes)
     sections = container.sections
-    num, dim = manifest.num_keyframes, manifest.global_descriptor_dim
-    meta = codec.decode_raw(sections["META"], "u1", META.size).tobytes()
-    if META.unpack(meta) != (num, dim):
+    num = manifest.num_keyframes
+    meta = META.unpack(codec.decode_raw(sections["META"], "|u1", META.size).tobytes())
+    camera_bytes = meta[9]
+    expected = (manifest.num_tiles, num, _camera_bytes(len(manifest.cameras)))
+    if (*meta[:2], camera_bytes) != expected:
         raise TileFormatError(
-            f"says (keyframes, global dimensions) = {META.unpack(meta)}, site.json "
-            f"says {(num, dim)}",
+            f"says (tiles, keyframes, camera bytes) = {(*meta[:2], camera_bytes)}, "
+            f"site.json says {expected}",
             offset=sections["META"].offset,
         )
-
-    def fail(tag: str, expected: str) -> TileFormatError:
-        return TileFormatError(
-            f"section {tag} does not hold {expected}", offset=sections[tag].offset
-        )
-
-    keyframe_ids = codec.decode_int64(sections["KFID"], "<i8", num)
-    if keyframe_ids[0] < 0 or np.any(keyframe_ids[1:] <= keyframe_ids[:-1]):
-        raise fail("KFID", "ascending ids from 0")
-    camera_idx = codec.decode_int64(sections["KCAM"], "<u4", num)
-    cameras = manifest.camera_ids
-    if not _bounded(camera_idx, 0, len(cameras) - 1):
-        raise fail("KCAM", "indices of the site's cameras")
-    tile_idx = codec.decode_int64(sections["KTIL"], "<u4", num)
-    if not _bounded(tile_idx, 0, len(manifest.tiles) - 1) or np.any(
-        np.bincount(tile_idx, minlength=len(manifest.tiles))
-        != [tile.num_keyframes for tile in manifest.tiles]
+    grid = codec.Grid(origin=meta[2:5], exponent=meta[5], bits=meta[6:9])
+    # Fixed bytes per keyframe come first, so that no count is believed without them.
+    poses = _poses(data, sections, grid, num)
+    tiles = decode_tile_table(
+        sections["TILE"], manifest.num_tiles, origin=manifest.grid_origin
+    )
+    for name, total in (
+        ("num_keyframes", num),
+        ("num_landmarks", manifest.num_landmarks),
+        ("num_bytes", manifest.tile_bytes),
     ):
-        raise fail("KTIL", "as many keyframes of each tile as site.json says")
-    quats = np.asarray(
-        codec.decode_raw(sections["QUAT"], "<f8", 4 * num), dtype=np.float64
-    ).reshape(-1, 4)
-    # Bounded first: the norm of huge numbers would overflow.
-    if (
-        not _bounded(quats, -1.1, 1.1)
-        or np.any(quats[:, 0] < 0)
-        or np.any(np.abs(np.linalg.norm(quats, axis=1) - 1) > _MAX_NORM_ERROR)
-    ):
-        raise fail("QUAT", "unit quaternions with w >= 0")
-    t = np.asarray(codec.decode_raw(sections["TRAN"], "<f8", 3 * num), dtype=np.float64)
-    if not _bounded(t, -MAX_TRANSLATION, MAX_TRANSLATION):
-        raise fail("TRAN", f"translations below {MAX_TRANSLATION:g}")
-    descriptors = codec.decode_half(sections["GDSC"], num * dim)
-    if not _bounded(descriptors, -1.0, 1.0):
-        raise fail("GDSC", "numbers from -1 to 1")
+        if tiles.total(name) != total:
+            raise TileFormatError(
+                f"has tiles whose {name} are {tiles.total(name)} in all, site.json "
+                f"says {total}",
+                offset=sections["TILE"].offset,
+            )
+    ids = _decode_ids(sections["KFID"], np.diff(tiles.first_keyframe))
+    codes_section = sections["GDSC"]
+    eager = lazy_bytes is None or len(codes_section.payload) <= lazy_bytes
+    codes = codec.decode_raw(
+        codes_section,
+        codec.DTYPES[manifest.global_dtype],
+        num * manifest.global_dim,
+        finite=eager,
+    )
+    data_section = sections["ADAT"]
     return Index(
+        tiles=tiles,
         keyframes=KeyframeTable(
-            keyframe_ids=keyframe_ids,
-            camera_ids=tuple(cameras[i] for i in camera_idx.tolist()),
-            poses=PoseArrays(R=_rotations_from_quats(quats), t=t.reshape(-1, 3)),
-            global_codes=descriptors.reshape(num, dim),
+            keyframe_ids=ids,
+            camera_ids=_cameras(sections["KCAM"], manifest.camera_ids, num),
+            poses=poses,
+            global_codes=codes.reshape(num, manifest.global_dim),
         ),
-        keyframe_tile_idx=tile_idx,
-        retrieval_arrays=_decode_arrays(
-            container.sections["RARR"], manifest.retrieval_shapes
+        retrieval_arrays=decode_arrays(
+            sections["ADIR"],
+            data_section,
+            finite=lazy_bytes is None or len(data_section.payload) <= lazy_bytes,
         ),
     )
 
 
-def _decode_arrays(
-    section: Section, shapes: Mapping[str, tuple[int, ...]]
-) -> Mapping[str, Float32Array]:
-    """Return arrays that follow each other in the order of their names."""
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    flat = np.asarray(codec.decode_raw(section, "<f4", sum(sizes)), dtype=np.float32)
-    arrays: dict[str, Float32Array] = {}
-    start = 0
-    for (name, shape), size in zip(shapes.items(), sizes, strict=True):
-        arrays[name] = flat[start : start + size].reshape(shape)
-        start += size
-    return arrays
+def _cameras(section: Section, names: tuple[str, ...], num: int) -> CameraIds:
+    width = _camera_bytes(len(names))
+    if width == 0:
+        codec.decode_raw(section, "|u1", 0)
+        return CameraIds(names, num)
+    idx = np.asarray(codec.decode_raw(section, f"<u{width}", num), dtype=f"<u{width}")
+    if np.any(idx >= len(names)):
+        raise TileFormatError(
+            f"section {section.tag} does not hold indices of the site's cameras",
+            offset=section.offset,
+        )
+    return CameraIds(names, idx)
+
+
+def check_all(data: Buffer, manifest: SiteManifest) -> None:
+    """Raise `TileFormatError` unless also what was left out at opening is in order.
+
+    Parameters
+    ----------
+    data : bytes or mmap
+        The whole file.
+    manifest : SiteManifest
+        What site.json says about it.
+    """
+    for section in _open(data, manifest, None).sections.values():
+        check_section(section)
+    decode_index(data, manifest)

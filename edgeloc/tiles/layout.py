@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeloc.types import CameraModel, Float32Array, FloatArray, IntArray, Rigid3
+
+LANDMARK_BITS = 24
+"""The id of a landmark is its tile's row, shifted by these, plus its place in the tile.
+
+Ids are those of an open site: the next version of a map may number its tiles anew.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +34,9 @@ class FamilySpec:
         Keypoints per mapping image, the default for queries.
     max_side_px : int
         Images are scaled down so that no side is longer; 0 = never.
+    coding : str
+        "plain", or "pq" when the stored descriptors are codes of the site's codebook
+        "descriptors".
     """
 
     name: str
@@ -35,6 +44,23 @@ class FamilySpec:
     stored_dim: int
     max_keypoints: int
     max_side_px: int = 0
+    coding: str = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Codebook:
+    """What turns codes back into descriptors.
+
+    Parameters
+    ----------
+    name : str
+        For people.
+    arrays : mapping of str to ndarray
+        Of float32, float16, int8, uint8, uint16 or uint32; finite.
+    """
+
+    name: str
+    arrays: Mapping[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -119,6 +145,13 @@ class KeyframeTable:
     camera_ids: Sequence[str]
     poses: KeyframePoses
     global_codes: npt.NDArray[np.generic]
+    _by_id: IntArray | None = field(init=False, repr=False, default=None)
+    """Indices in the order of the ids, unless the ids ascend anyway."""
+
+    def __post_init__(self) -> None:
+        ids = self.keyframe_ids
+        if np.any(ids[1:] < ids[:-1]):
+            object.__setattr__(self, "_by_id", np.argsort(ids, kind="stable"))
 
     def __len__(self) -> int:
         return len(self.keyframe_ids)
@@ -154,8 +187,10 @@ class KeyframeTable:
 
     def index_of(self, keyframe_ids: IntArray) -> IntArray:
         """Return the indices of ids; `KeyError` for one that does not exist."""
-        idx = np.searchsorted(self.keyframe_ids, keyframe_ids)
+        idx = np.searchsorted(self.keyframe_ids, keyframe_ids, sorter=self._by_id)
         idx = np.minimum(idx, len(self.keyframe_ids) - 1)
+        if self._by_id is not None:
+            idx = self._by_id[idx]
         if not np.array_equal(self.keyframe_ids[idx], keyframe_ids):
             raise KeyError(f"no such keyframe among {np.asarray(keyframe_ids)}")
         return np.asarray(idx, dtype=np.int64)
@@ -212,7 +247,8 @@ class SiteContents:
     visible_landmark_idx : ndarray of shape (V,), int64
         Indices into `landmarks`, ascending within each keyframe.
     retrieval_arrays : mapping of str to ndarray
-        The retrieval model's arrays (float32), see `edgeloc.features.retrieve`.
+        The retrieval model's arrays, see `edgeloc.features.retrieve`; of the types that
+        a `Codebook` may have.
     rungs : tuple of str
         Names of the `Rung` members that the site carries data for.
     models : mapping of str to SiteModel
@@ -226,6 +262,17 @@ class SiteContents:
         world is ENU.
     build : mapping of str to (str, int or float)
         Facts about the build, for people (tool version, options, image count).
+    codebooks : mapping of str to Codebook
+        What the codes of descriptors stand for, by role: "descriptors", "global".
+    global_coding : str
+        How `KeyframeTable.global_codes` are coded: "float16" (which float32 is turned
+        into), "int8", or "pq" for codes of the codebook "global".
+    position_step : float or None
+        Step of stored positions, made a power of two by rounding up; None: what 16 bits
+        per axis allow in each tile.
+    grid_origin : tuple of 3 float or None
+        Where the grid of cells begins. Give that of the site before, so that tiles of
+        places that did not change keep their bytes; None: the least coordinates.
     """
 
     name: str
@@ -236,13 +283,17 @@ class SiteContents:
     landmarks: LandmarkTable
     visible_offsets: IntArray
     visible_landmark_idx: IntArray
-    retrieval_arrays: Mapping[str, Float32Array]
+    retrieval_arrays: Mapping[str, npt.NDArray[Any]]
     rungs: tuple[str, ...] = ("RELOCALIZE", "INTERPOLATE")
     models: Mapping[str, SiteModel] = field(default_factory=dict)
     covariance_scale: float = 1.0
     gravity_in_world: tuple[float, float, float] | None = None
     geo_reference: Mapping[str, float] | None = None
     build: Mapping[str, str | int | float] = field(default_factory=dict)
+    codebooks: Mapping[str, Codebook] = field(default_factory=dict)
+    global_coding: str = "float16"
+    position_step: float | None = None
+    grid_origin: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -252,13 +303,11 @@ class Tile:
     Parameters
     ----------
     tile_idx : int
-        Index in the site's tile table.
-    first_point3D_id : int
-        Landmark ids of the tile are consecutive from here.
+        Row of the site's tile table.
     landmarks : LandmarkTable
         Landmarks of the cell.
     keyframe_ids : ndarray of shape (Kt,), int64
-        Keyframes whose camera centre lies in the cell, ascending.
+        Keyframes of the tile, ascending.
     visible_offsets : ndarray of shape (Kt + 1,), int64
         Entries of `visible_point3D_ids` that belong to keyframe i of the tile.
     visible_point3D_ids : ndarray of shape (V,), int64
@@ -266,11 +315,15 @@ class Tile:
     """
 
     tile_idx: int
-    first_point3D_id: int
     landmarks: LandmarkTable
     keyframe_ids: IntArray
     visible_offsets: IntArray
     visible_point3D_ids: IntArray
+
+    @property
+    def first_point3D_id(self) -> int:
+        """Landmark ids of the tile are consecutive from here."""
+        return self.tile_idx << LANDMARK_BITS
 
     @property
     def num_bytes(self) -> int:

@@ -1,61 +1,73 @@
-"""site.json: what a site is, and the checksums of all its other files.
+"""site.json: what a site is, and the checksums of what it is made of.
 
 The text is canonical JSON (FORMAT.md), and the id of the map is a hash of it; so a
-site.json that was changed in any way is recognised.
+site.json that was changed in any way is recognised. It holds the SHA-256 of the index,
+and the index that of every tile.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import numpy as np
-
 from edgeloc.errors import TileFormatError
 from edgeloc.fields import Field, parse_json
-from edgeloc.tiles.codec import MAX_COORDINATE, MAX_IDS
+from edgeloc.tiles.canonical import canonical_json
+from edgeloc.tiles.codec import MAX_COORDINATE
 from edgeloc.tiles.container import FORMAT_VERSION
 from edgeloc.tiles.layout import FamilySpec, SiteContents
+from edgeloc.tiles.tile_table import MAX_TILE_LANDMARKS, MAX_TILES
 from edgeloc.types import CameraModel, Rung
 
 SITE_FILE = "site.json"
-INDEX_FILE = "index.bin"
+PREVIOUS_FILE = "previous.json"
 TILE_FOLDER = "tiles"
 MODEL_FOLDER = "models"
 MODEL_ROLES = ("features", "retrieval")
+CODEBOOK_ROLES = ("descriptors", "global")
+CODINGS = ("plain", "pq")
+GLOBAL_CODINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"float16": ("float16",), "int8": ("int8",), "pq": ("uint8", "uint16")}
+)
+"""How global descriptors may be coded, and the element types of each."""
+DESCRIPTOR_DTYPES = ("uint8", "int8", "float16", "float32")
+"""Element types that descriptors may have."""
 FORMAT_NAME = "edgeloc-site"
-MAX_SITE_JSON_BYTES = 64 << 20
+MAX_SITE_JSON_BYTES = 16 << 20
 MAX_FILE_BYTES = 1 << 40
-MAX_TILES = 10**6
+MAX_KEYFRAMES = 2**26
+MAX_CAMERAS = 2**16
 MAP_ID_CHARS = 16
-DESCRIPTOR_DTYPES: Mapping[str, str] = MappingProxyType(
-    {"uint8": "u1", "int8": "i1", "float16": "<f2", "float32": "<f4"}
-)
-"""Element types that descriptors may have, and how they are stored."""
-
-CONVENTIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "camera": "x right, y down, z forward",
-        "pixel_origin": "corner of the first pixel",
-        "pose": "cam_from_world: x_in_cam = R x_in_world + t",
-        "world": "right-handed; metres if metric; east, north, up if geo_reference",
-    }
-)
-"""Said in every site, so that site.json explains itself."""
+NAME_CHARS = 16
+"""Hexadecimal digits of its SHA-256 in the name of a file."""
 
 
-def tile_file_name(tile_idx: int) -> str:
+def tile_file_name(sha256: str) -> str:
     """Return the name of a tile's file within the site."""
-    return f"{TILE_FOLDER}/{tile_idx:06d}.tile"
+    return f"{TILE_FOLDER}/{sha256[:NAME_CHARS]}.tile"
+
+
+def index_file_name(sha256: str) -> str:
+    """Return the name of the index within the site."""
+    return f"index-{sha256[:NAME_CHARS]}.bin"
+
+
+def codebook_file_name(sha256: str) -> str:
+    """Return the name of a codebook within the site."""
+    return f"codebook-{sha256[:NAME_CHARS]}.bin"
+
+
+def signature_file_name(map_id: str) -> str:
+    """Return the name of the signature of site.json."""
+    return f"site-{map_id}.sig"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """One binary file of a site.
+    """One file of a site; its name follows from what it is and from its SHA-256.
 
     Parameters
     ----------
@@ -63,46 +75,27 @@ class FileEntry:
         Name within the site.
     num_bytes : int
         Size.
-    crc32 : int
-        Of header and section table, which hold the checksums of the rest; checked
-        whenever the file is read, so a file of another build is never taken for it.
     sha256 : str
-        Of the whole file, checked by `verify_site`.
+        Of the whole file.
     """
 
     file: str
     num_bytes: int
-    crc32: int
     sha256: str
-
-
-def model_manifest_name(role: str) -> str:
-    """Return the name of a model's manifest within the site."""
-    return f"{MODEL_FOLDER}/{role}.json"
-
-
-def model_network_name(role: str) -> str:
-    """Return the name of a model's ONNX file within the site."""
-    return f"{MODEL_FOLDER}/{role}.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFile:
-    """One file of a model.
+class IndexEntry(FileEntry):
+    """The index.
 
     Parameters
     ----------
-    file : str
-        Name within the site.
-    num_bytes : int
-        Size.
-    sha256 : str
-        Of the whole file, checked before the model is used.
+    crc32 : int
+        Of header and section table, which hold the checksums of the rest; checked
+        whenever the file is read, so a file of another build is never taken for it.
     """
 
-    file: str
-    num_bytes: int
-    sha256: str
+    crc32: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,39 +106,45 @@ class ModelEntry:
     ----------
     name : str
         In its manifest.
-    manifest, network : ModelFile
+    manifest, network : FileEntry
         Its two files.
     """
 
     name: str
-    manifest: ModelFile
-    network: ModelFile
+    manifest: FileEntry
+    network: FileEntry
+
+
+def model_entry(
+    role: str, name: str, manifest: tuple[int, str], network: tuple[int, str]
+) -> ModelEntry:
+    """Return the entry of a network from (bytes, SHA-256) of its two files.
+
+    They lie in a folder of their own, named by both, under names that a model manifest
+    can refer to.
+    """
+    both = hashlib.sha256(f"{manifest[1]}{network[1]}".encode()).hexdigest()
+    stem = f"{MODEL_FOLDER}/{both[:NAME_CHARS]}/{role}"
+    return ModelEntry(
+        name=name,
+        manifest=FileEntry(
+            file=f"{stem}.json", num_bytes=manifest[0], sha256=manifest[1]
+        ),
+        network=FileEntry(file=f"{stem}.onnx", num_bytes=network[0], sha256=network[1]),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TileEntry:
-    """One row of the tile table.
+class CodebookEntry(FileEntry):
+    """A codebook that the site carries.
 
     Parameters
     ----------
-    file : FileEntry
-        Where it is.
-    box_min, box_max : tuple of 3 float, or None
-        Bounding box of the landmarks, m; None without any.
-    first_point3D_id : int
-        Landmark ids of the tile are consecutive from here.
-    num_landmarks, num_descriptors, num_keyframes, num_visible : int
-        What the tile holds.
+    name : str
+        Its name.
     """
 
-    file: FileEntry
-    box_min: tuple[float, float, float] | None
-    box_max: tuple[float, float, float] | None
-    first_point3D_id: int
-    num_landmarks: int
-    num_descriptors: int
-    num_keyframes: int
-    num_visible: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,16 +160,16 @@ class SiteManifest:
         As in `SiteContents`.
     models : mapping of str to ModelEntry
         Networks that the site carries, by role.
-    tiles : tuple of TileEntry
-        The tile table.
-    index : FileEntry
-        The resident index.
-    num_keyframes : int
-        Keyframes of all tiles.
-    global_descriptor_dim : int
-        Elements of a global descriptor.
-    retrieval_shapes : mapping of str to tuple of int
-        Shapes of the retrieval model's arrays.
+    codebooks : mapping of str to CodebookEntry
+        Codebooks that the site carries, by role.
+    index : IndexEntry
+        The index, which holds the tile table.
+    grid_origin : tuple of 3 float
+        Where the grid of cells begins, m.
+    num_tiles, num_landmarks, num_keyframes, tile_bytes : int
+        Sums over the tile table.
+    global_coding, global_dtype, global_dim : str, str, int
+        How global descriptors are coded, element type and elements of each.
     format_version : int
         Version of FORMAT.md.
     total_bytes : int
@@ -188,18 +187,18 @@ class SiteManifest:
     geo_reference: Mapping[str, float] | None
     build: Mapping[str, str | int | float]
     models: Mapping[str, ModelEntry]
-    tiles: tuple[TileEntry, ...]
-    index: FileEntry
+    codebooks: Mapping[str, CodebookEntry]
+    index: IndexEntry
+    grid_origin: tuple[float, float, float]
+    num_tiles: int
+    num_landmarks: int
     num_keyframes: int
-    global_descriptor_dim: int
-    retrieval_shapes: Mapping[str, tuple[int, ...]]
+    tile_bytes: int
+    global_coding: str
+    global_dtype: str
+    global_dim: int
     format_version: int
     total_bytes: int
-
-    @property
-    def num_landmarks(self) -> int:
-        """Landmarks of all tiles; their ids are below it."""
-        return sum(tile.num_landmarks for tile in self.tiles)
 
     @property
     def camera_ids(self) -> tuple[str, ...]:
@@ -207,33 +206,23 @@ class SiteManifest:
         return tuple(sorted(self.cameras))
 
 
-_MODEL_FILE_KEYS = ("file", "bytes", "sha256")
+_FILE_KEYS = ("bytes", "sha256")
+_INDEX_KEYS = (*_FILE_KEYS, "crc32")
 _MODEL_KEYS = ("name", "manifest", "network")
-_FILE_KEYS = ("file", "bytes", "crc32", "sha256")
-_COUNT_KEYS = ("num_landmarks", "num_descriptors", "num_keyframes", "num_visible")
-_TILE_KEYS = (*_FILE_KEYS, "box_min", "box_max", "first_point3D_id", *_COUNT_KEYS)
-_FAMILY_KEYS = ("name", "stored_dtype", "stored_dim", "max_keypoints", "max_side_px")
+_CODEBOOK_KEYS = (*_FILE_KEYS, "name")
+_TILES_KEYS = ("count", "bytes", "landmarks", "grid_origin")
+_GLOBAL_KEYS = ("coding", "dtype", "dim")
+_FAMILY_KEYS = (
+    "name", "stored_dtype", "stored_dim", "max_keypoints", "max_side_px", "coding",
+)  # fmt: skip
 _CAMERA_KEYS = ("model", "width", "height", "params")
 _GEO_LIMITS = {"latitude_deg": 90.0, "longitude_deg": 180.0, "altitude_m": 1e5}
 _SITE_KEYS = (
-    "format", "format_version", "map_id", "name", "metric", "conventions", "cameras",
-    "family", "rungs", "covariance_scale", "gravity_in_world", "geo_reference",
-    "build", "num_keyframes", "global_descriptor_dim", "retrieval_arrays", "index",
+    "format", "format_version", "map_id", "name", "metric", "cameras", "family",
+    "rungs", "covariance_scale", "build", "keyframes", "global_descriptors", "index",
     "tiles",
 )  # fmt: skip
-
-
-def canonical_json(document: Mapping[str, object]) -> bytes:
-    """Return the one text of a JSON document: sorted keys, UTF-8, one item a line."""
-    # Lines come from the separator: `indent` would leave the fast encoder.
-    text = json.dumps(
-        document,
-        sort_keys=True,
-        ensure_ascii=False,
-        allow_nan=False,
-        separators=(",\n", ": "),
-    )
-    return text.encode("utf-8") + b"\n"
+_OPTIONAL_KEYS = ("models", "codebooks", "gravity_in_world", "geo_reference")
 
 
 def seal(document: Mapping[str, object]) -> bytes:
@@ -253,55 +242,73 @@ def seal(document: Mapping[str, object]) -> bytes:
 
 
 def _file_document(entry: FileEntry) -> dict[str, object]:
-    return {
-        "file": entry.file,
-        "bytes": entry.num_bytes,
-        "crc32": entry.crc32,
-        "sha256": entry.sha256,
+    return {"bytes": entry.num_bytes, "sha256": entry.sha256}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenFiles:
+    """What a site was written to, beside site.json.
+
+    Parameters
+    ----------
+    index : IndexEntry
+        The index.
+    num_tiles, num_landmarks, tile_bytes : int
+        Sums over the tile table.
+    grid_origin : tuple of 3 float
+        Where the grid of cells begins, m.
+    models : mapping of str to ModelEntry
+        Networks, by role.
+    codebooks : mapping of str to CodebookEntry
+        Codebooks, by role.
+    """
+
+    index: IndexEntry
+    num_tiles: int
+    num_landmarks: int
+    tile_bytes: int
+    grid_origin: tuple[float, float, float]
+    models: Mapping[str, ModelEntry]
+    codebooks: Mapping[str, CodebookEntry]
+
+
+def files_document(files: WrittenFiles) -> dict[str, object]:
+    """Return the fields of site.json that tell of other files."""
+    document: dict[str, object] = {
+        "index": {**_file_document(files.index), "crc32": files.index.crc32},
+        "tiles": {
+            "count": files.num_tiles,
+            "bytes": files.tile_bytes,
+            "landmarks": files.num_landmarks,
+            "grid_origin": [float(value) for value in files.grid_origin],
+        },
     }
+    if files.models:
+        document["models"] = {
+            role: {
+                "name": entry.name,
+                "manifest": _file_document(entry.manifest),
+                "network": _file_document(entry.network),
+            }
+            for role, entry in files.models.items()
+        }
+    if files.codebooks:
+        document["codebooks"] = {
+            role: {**_file_document(entry), "name": entry.name}
+            for role, entry in files.codebooks.items()
+        }
+    return document
 
 
-def _model_file_document(entry: ModelFile) -> dict[str, object]:
-    return {"file": entry.file, "bytes": entry.num_bytes, "sha256": entry.sha256}
-
-
-def _model_document(entry: ModelEntry) -> dict[str, object]:
-    return {
-        "name": entry.name,
-        "manifest": _model_file_document(entry.manifest),
-        "network": _model_file_document(entry.network),
-    }
-
-
-def _tile_document(entry: TileEntry) -> dict[str, object]:
-    return {
-        **_file_document(entry.file),
-        "box_min": entry.box_min,
-        "box_max": entry.box_max,
-        "first_point3D_id": entry.first_point3D_id,
-        **{key: getattr(entry, key) for key in _COUNT_KEYS},
-    }
-
-
-def encode_manifest(
-    contents: SiteContents,
-    *,
-    index: FileEntry,
-    tiles: Sequence[TileEntry],
-    models: Mapping[str, ModelEntry],
-) -> bytes:
+def encode_manifest(contents: SiteContents, files: WrittenFiles) -> bytes:
     """Return the text of site.json.
 
     Parameters
     ----------
     contents : SiteContents
-        What the site holds.
-    index : FileEntry
-        The index that was made of it.
-    tiles : sequence of TileEntry
-        The tiles that were made of it.
-    models : mapping of str to ModelEntry
-        The models that were copied of it.
+        What the site holds; global codes are as they are stored.
+    files : WrittenFiles
+        What was made of it.
 
     Returns
     -------
@@ -313,112 +320,83 @@ def encode_manifest(
     TypeError, ValueError
         When JSON cannot say it.
     """
+    codes = contents.keyframes.global_codes
+    document: dict[str, object] = {
+        **files_document(files),
+        "format": FORMAT_NAME,
+        "format_version": FORMAT_VERSION,
+        "name": contents.name,
+        "metric": contents.metric,
+        "cameras": {
+            camera_id: {key: getattr(camera, key) for key in _CAMERA_KEYS}
+            for camera_id, camera in contents.cameras.items()
+        },
+        "family": {key: getattr(contents.family, key) for key in _FAMILY_KEYS},
+        "rungs": list(contents.rungs),
+        "covariance_scale": float(contents.covariance_scale),
+        "build": dict(contents.build),
+        "keyframes": len(contents.keyframes),
+        "global_descriptors": {
+            "coding": contents.global_coding,
+            "dtype": codes.dtype.name,
+            "dim": codes.shape[1],
+        },
+    }
     gravity, geo = contents.gravity_in_world, contents.geo_reference
-    carried: dict[str, object] = {}
-    if models:
-        carried["models"] = {role: _model_document(m) for role, m in models.items()}
-    return seal(
-        {
-            **carried,
-            "format": FORMAT_NAME,
-            "format_version": FORMAT_VERSION,
-            "name": contents.name,
-            "metric": contents.metric,
-            "conventions": dict(CONVENTIONS),
-            "cameras": {
-                camera_id: {key: getattr(camera, key) for key in _CAMERA_KEYS}
-                for camera_id, camera in contents.cameras.items()
-            },
-            "family": {key: getattr(contents.family, key) for key in _FAMILY_KEYS},
-            "rungs": list(contents.rungs),
-            "covariance_scale": float(contents.covariance_scale),
-            "gravity_in_world": None
-            if gravity is None
-            else [float(value) for value in gravity],
-            "geo_reference": None
-            if geo is None
-            else {key: float(value) for key, value in geo.items()},
-            "build": dict(contents.build),
-            "num_keyframes": len(contents.keyframes),
-            "global_descriptor_dim": contents.keyframes.global_codes.shape[1],
-            "retrieval_arrays": {
-                name: list(np.shape(array))
-                for name, array in contents.retrieval_arrays.items()
-            },
-            "index": _file_document(index),
-            "tiles": [_tile_document(tile) for tile in tiles],
-        }
-    )
+    if gravity is not None:
+        document["gravity_in_world"] = [float(value) for value in gravity]
+    if geo is not None:
+        document["geo_reference"] = {key: float(value) for key, value in geo.items()}
+    return seal(document)
 
 
-def _decode_file(fields: Mapping[str, Field], expected_name: str) -> FileEntry:
-    # The name follows from the format, so that no name can lead out of the folder.
-    if fields["file"].value != expected_name:
-        fields["file"].fail(repr(expected_name))
-    return FileEntry(
-        file=expected_name,
-        num_bytes=fields["bytes"].integer(0, MAX_FILE_BYTES),
+def _decode_size(fields: Mapping[str, Field]) -> tuple[int, str]:
+    return fields["bytes"].integer(1, MAX_FILE_BYTES), fields["sha256"].sha256()
+
+
+def _decode_index(field: Field) -> IndexEntry:
+    fields = field.members(_INDEX_KEYS)
+    num_bytes, sha256 = _decode_size(fields)
+    return IndexEntry(
+        file=index_file_name(sha256),
+        num_bytes=num_bytes,
+        sha256=sha256,
         crc32=fields["crc32"].integer(0, 2**32 - 1),
-        sha256=fields["sha256"].sha256(),
     )
 
 
-def _decode_model_file(field: Field, expected_name: str) -> ModelFile:
-    fields = field.members(_MODEL_FILE_KEYS)
-    if fields["file"].value != expected_name:
-        fields["file"].fail(repr(expected_name))
-    return ModelFile(
-        file=expected_name,
-        num_bytes=fields["bytes"].integer(1, MAX_FILE_BYTES),
-        sha256=fields["sha256"].sha256(),
-    )
+def _roles(field: Field, roles: tuple[str, ...]) -> Mapping[str, Field]:
+    members = field.members((), optional=roles)
+    if not members:
+        field.fail("at least one, or no such field")
+    return members
 
 
 def _decode_models(field: Field) -> Mapping[str, ModelEntry]:
-    members = field.members((), optional=MODEL_ROLES)
-    if not members:
-        field.fail("at least one model, or no such field")
     models = {}
-    for role, member in members.items():
+    for role, member in _roles(field, MODEL_ROLES).items():
         fields = member.members(_MODEL_KEYS)
-        models[role] = ModelEntry(
-            name=fields["name"].text(),
-            manifest=_decode_model_file(fields["manifest"], model_manifest_name(role)),
-            network=_decode_model_file(fields["network"], model_network_name(role)),
+        models[role] = model_entry(
+            role,
+            fields["name"].text(),
+            _decode_size(fields["manifest"].members(_FILE_KEYS)),
+            _decode_size(fields["network"].members(_FILE_KEYS)),
         )
     return MappingProxyType(models)
 
 
-def _decode_tiles(field: Field) -> tuple[TileEntry, ...]:
-    items = field.items()
-    if not 1 <= len(items) <= MAX_TILES:
-        field.fail(f"1 to {MAX_TILES} tiles")
-    tiles: list[TileEntry] = []
-    next_id = 0
-    for tile_idx, item in enumerate(items):
-        fields = item.members(_TILE_KEYS)
-        counts = {key: fields[key].integer(0, MAX_IDS) for key in _COUNT_KEYS}
-        box_min = box_max = None
-        if counts["num_landmarks"] > 0:
-            box_min = fields["box_min"].vector(2 * MAX_COORDINATE)
-            box_max = fields["box_max"].vector(2 * MAX_COORDINATE)
-        elif fields["box_min"].value is not None or fields["box_max"].value is not None:
-            item.fail("no box around no landmarks")
-        if fields["first_point3D_id"].integer(0, MAX_IDS) != next_id:
-            fields["first_point3D_id"].fail(f"{next_id}, next to the tile before")
-        tiles.append(
-            TileEntry(
-                file=_decode_file(fields, tile_file_name(tile_idx)),
-                box_min=box_min,
-                box_max=box_max,
-                first_point3D_id=next_id,
-                **counts,
-            )
+def _decode_codebooks(field: Field) -> Mapping[str, CodebookEntry]:
+    codebooks = {}
+    for role, member in _roles(field, CODEBOOK_ROLES).items():
+        fields = member.members(_CODEBOOK_KEYS)
+        num_bytes, sha256 = _decode_size(fields)
+        codebooks[role] = CodebookEntry(
+            file=codebook_file_name(sha256),
+            num_bytes=num_bytes,
+            sha256=sha256,
+            name=fields["name"].text(),
         )
-        next_id += counts["num_landmarks"]
-    if next_id > MAX_IDS:
-        field.fail(f"at most {MAX_IDS} landmarks")
-    return tuple(tiles)
+    return MappingProxyType(codebooks)
 
 
 def _decode_camera(field: Field) -> CameraModel:
@@ -437,8 +415,8 @@ def _decode_camera(field: Field) -> CameraModel:
 
 def _decode_cameras(field: Field) -> Mapping[str, CameraModel]:
     members = field.members()
-    if not members:
-        field.fail("at least one camera")
+    if not 1 <= len(members) <= MAX_CAMERAS:
+        field.fail(f"1 to {MAX_CAMERAS} cameras")
     return MappingProxyType({key: _decode_camera(f) for key, f in members.items()})
 
 
@@ -450,7 +428,21 @@ def _decode_family(field: Field) -> FamilySpec:
         stored_dim=fields["stored_dim"].integer(1, 2**16),
         max_keypoints=fields["max_keypoints"].integer(1, 2**24),
         max_side_px=fields["max_side_px"].integer(0, 2**20),
+        coding=fields["coding"].choice(CODINGS),
     )
+
+
+def _decode_global(field: Field) -> tuple[str, str, int]:
+    fields = field.members(_GLOBAL_KEYS)
+    coding = fields["coding"].choice(GLOBAL_CODINGS)
+    dtype = fields["dtype"].choice(GLOBAL_CODINGS[coding])
+    return coding, dtype, fields["dim"].integer(0, 2**20)
+
+
+def needed_codebooks(family: FamilySpec, global_coding: str) -> tuple[str, ...]:
+    """Return the roles of the codebooks that a site cannot do without."""
+    needed = {"descriptors": family.coding == "pq", "global": global_coding == "pq"}
+    return tuple(role for role, is_needed in needed.items() if is_needed)
 
 
 def _decode_rungs(field: Field) -> tuple[str, ...]:
@@ -460,18 +452,14 @@ def _decode_rungs(field: Field) -> tuple[str, ...]:
     return rungs
 
 
-def _decode_gravity(field: Field) -> tuple[float, float, float] | None:
-    if field.value is None:
-        return None
+def _decode_gravity(field: Field) -> tuple[float, float, float]:
     gravity = field.vector(1.0)
     if abs(math.hypot(*gravity) - 1.0) > 1e-6:
         field.fail("a vector of length 1")
     return gravity
 
 
-def _decode_geo_reference(field: Field) -> Mapping[str, float] | None:
-    if field.value is None:
-        return None
+def _decode_geo_reference(field: Field) -> Mapping[str, float]:
     fields = field.members(_GEO_LIMITS)
     return MappingProxyType(
         {key: fields[key].number(-lim, lim) for key, lim in _GEO_LIMITS.items()}
@@ -488,19 +476,6 @@ def _decode_build(field: Field) -> Mapping[str, str | int | float]:
         else:
             facts[key] = fact.integer(-(2**53), 2**53)
     return MappingProxyType(facts)
-
-
-def _decode_shapes(field: Field) -> Mapping[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in field.members().items():
-        items = shape.items()
-        if len(items) > 8:
-            shape.fail("at most 8 dimensions")
-        shapes[name] = tuple(item.integer(0, MAX_IDS) for item in items)
-        # Zeros aside, since NumPy has no array of shape (0, 2**32, 2**32) either.
-        if math.prod(max(size, 1) for size in shapes[name]) > MAX_FILE_BYTES:
-            shape.fail(f"a product of at most {MAX_FILE_BYTES}")
-    return MappingProxyType(dict(sorted(shapes.items())))
 
 
 def decode_manifest(raw: bytes) -> SiteManifest:
@@ -530,21 +505,26 @@ def decode_manifest(raw: bytes) -> SiteManifest:
     version = top.get("format_version", Field("format_version", None, TileFormatError))
     if version.integer(0, 2**53) != FORMAT_VERSION:
         version.fail(f"{FORMAT_VERSION}, all that this edgeloc reads")
-    fields = root.members(_SITE_KEYS, optional=("models",))
-    if fields["conventions"].value != dict(CONVENTIONS):
-        fields["conventions"].fail("those of the format")
-    tiles = _decode_tiles(fields["tiles"])
-    index = _decode_file(fields["index"].members(_FILE_KEYS), INDEX_FILE)
-    num_keyframes = fields["num_keyframes"].integer(1, MAX_IDS)
-    if sum(tile.num_keyframes for tile in tiles) != num_keyframes:
-        fields["num_keyframes"].fail("the sum over the tiles")
+    fields = root.members(_SITE_KEYS, optional=_OPTIONAL_KEYS)
+    index = _decode_index(fields["index"])
+    tiles = fields["tiles"].members(_TILES_KEYS)
+    num_tiles = tiles["count"].integer(1, MAX_TILES)
+    tile_bytes = tiles["bytes"].integer(1, MAX_FILE_BYTES)
     models = _decode_models(fields["models"]) if "models" in fields else {}
+    codebooks = _decode_codebooks(fields["codebooks"]) if "codebooks" in fields else {}
     family = _decode_family(fields["family"])
     if "features" in models and models["features"].name != family.name:
         raise TileFormatError(
             f"family.name is {family.name!r}, models.features.name "
             f"{models['features'].name!r}"
         )
+    coding, global_dtype, global_dim = _decode_global(fields["global_descriptors"])
+    for role in needed_codebooks(family, coding):
+        if role not in codebooks:
+            raise TileFormatError(
+                f"codebooks.{role} is missing: codes say nothing without it"
+            )
+    gravity, geo = fields.get("gravity_in_world"), fields.get("geo_reference")
     manifest = SiteManifest(
         map_id=fields["map_id"].text(),
         name=fields["name"].text(),
@@ -553,20 +533,26 @@ def decode_manifest(raw: bytes) -> SiteManifest:
         family=family,
         rungs=_decode_rungs(fields["rungs"]),
         covariance_scale=fields["covariance_scale"].number(1e-9, 1e9),
-        gravity_in_world=_decode_gravity(fields["gravity_in_world"]),
-        geo_reference=_decode_geo_reference(fields["geo_reference"]),
+        gravity_in_world=None if gravity is None else _decode_gravity(gravity),
+        geo_reference=None if geo is None else _decode_geo_reference(geo),
         build=_decode_build(fields["build"]),
         models=MappingProxyType(dict(models)),
-        tiles=tiles,
+        codebooks=MappingProxyType(dict(codebooks)),
         index=index,
-        num_keyframes=num_keyframes,
-        global_descriptor_dim=fields["global_descriptor_dim"].integer(0, 2**20),
-        retrieval_shapes=_decode_shapes(fields["retrieval_arrays"]),
+        grid_origin=tiles["grid_origin"].vector(2 * MAX_COORDINATE),
+        num_tiles=num_tiles,
+        num_landmarks=tiles["landmarks"].integer(0, num_tiles * MAX_TILE_LANDMARKS),
+        num_keyframes=fields["keyframes"].integer(1, MAX_KEYFRAMES),
+        tile_bytes=tile_bytes,
+        global_coding=coding,
+        global_dtype=global_dtype,
+        global_dim=global_dim,
         format_version=FORMAT_VERSION,
         total_bytes=len(raw)
         + index.num_bytes
-        + sum(tile.file.num_bytes for tile in tiles)
-        + sum(m.manifest.num_bytes + m.network.num_bytes for m in models.values()),
+        + tile_bytes
+        + sum(m.manifest.num_bytes + m.network.num_bytes for m in models.values())
+        + sum({c.file: c.num_bytes for c in codebooks.values()}.values()),
     )
     document = {key: field.value for key, field in fields.items()}
     try:

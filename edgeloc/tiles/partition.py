@@ -1,20 +1,32 @@
-"""Which landmarks and keyframes go into which tile."""
+"""Which landmarks and keyframes go into which tile: an octree of cells."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from edgeloc.errors import ConfigError
 from edgeloc.tiles.codec import position_step
+from edgeloc.tiles.tile_table import (
+    MAX_EXPONENT,
+    MAX_TILE_LANDMARKS,
+    MIN_EXPONENT,
+    Cell,
+)
+from edgeloc.tiles.tracks import MAX_VISIBLE
 from edgeloc.types import Float32Array, FloatArray, IntArray
 
 MAX_STEP = 2.0**-10
 """A finer position step is never asked for: 1 mm in a metric map."""
-_MAX_GRID_INDEX = 2.0**40
+MAX_BITS = 20
+"""Bits per axis above which a cell is divided where a step was asked for."""
+MAX_DEPTH = 30
+"""Divisions of the first cells, which leaves their indices within 32 bits."""
 _OCTANTS = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)])
+_WEIGHTS = np.array([4, 2, 1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,10 +45,18 @@ class Partition:
         Camera centres of the keyframes, m.
     keyframe_bytes : ndarray of shape (K,), int64
         What each adds to its tile.
+    num_visible : ndarray of shape (K,), int64
+        Landmarks that each sees.
     base_bytes : int
         Size of an empty tile.
     max_tile_bytes : int
         Wanted bound on the size of a tile.
+    position_step : float, optional
+        As in `SiteContents`.
+    cell_size : float, optional
+        No cell is larger, m.
+    too_large : collection of Cell
+        Cells that turned out to be larger than they seemed.
     """
 
     points3D: FloatArray
@@ -44,10 +64,16 @@ class Partition:
     landmark_bytes: IntArray
     centers: FloatArray
     keyframe_bytes: IntArray
+    num_visible: IntArray
     base_bytes: int
     max_tile_bytes: int
+    position_step: float | None = None
+    cell_size: float | None = None
+    too_large: Collection[Cell] = field(default_factory=frozenset)
 
-    def is_fine(self, landmark_idx: IntArray, keyframe_idx: IntArray) -> bool:
+    def is_fine(
+        self, cell: Cell, landmark_idx: IntArray, keyframe_idx: IntArray
+    ) -> bool:
         """Return whether these may form one tile.
 
         They may when it is small enough, and when the position step is below 1 mm or
@@ -59,106 +85,167 @@ class Partition:
             + int(self.landmark_bytes[landmark_idx].sum())
             + int(self.keyframe_bytes[keyframe_idx].sum())
         )
-        if num_bytes > self.max_tile_bytes:
+        if (
+            num_bytes > self.max_tile_bytes
+            or len(landmark_idx) > MAX_TILE_LANDMARKS
+            or int(self.num_visible[keyframe_idx].sum()) > MAX_VISIBLE
+            or (self.cell_size is not None and cell.size > self.cell_size)
+            or cell in self.too_large
+        ):
             return False
+        points3D = self.points3D[landmark_idx]
+        if self.position_step is not None and len(points3D):
+            extent = float(np.max(points3D.max(axis=0) - points3D.min(axis=0)))
+            return extent / self.position_step < 2.0**MAX_BITS
         finest = float(self.sigmas[landmark_idx].min(initial=np.inf))
-        return position_step(self.points3D[landmark_idx]) <= max(MAX_STEP, finest)
+        return position_step(points3D) <= max(MAX_STEP, finest)
 
 
-def _split(
-    part: Partition, landmark_idx: IntArray, keyframe_idx: IntArray
-) -> list[tuple[IntArray, IntArray]]:
-    """Return the non-empty octants of the smallest cube around the landmarks.
+Part = tuple[Cell, IntArray, IntArray]
+"""A cell, its landmarks and its keyframes, as ascending indices."""
 
-    A keyframe goes to the octant of its centre, or to the nearest non-empty one.
+
+def _divide_cell(
+    part: Partition, origin: FloatArray, whole: Part, exponent: int
+) -> list[Part]:
+    """Return the non-empty cells of an exponent around some corner.
+
+    A keyframe goes to the cell of its centre, or to the nearest non-empty one.
     """
-    points = part.points3D[landmark_idx]
-    corner = points.min(axis=0)
-    half = float(np.max(points.max(axis=0) - corner)) / 2
-    weights = np.array([4, 2, 1])
-    octants = (points >= corner + half) @ weights
+    cell, landmark_idx, keyframe_idx = whole
+    half = math.ldexp(1.0, exponent)
+    first = np.array([2 * cell.x, 2 * cell.y, 2 * cell.z])
+    points = (part.points3D[landmark_idx] - origin) / half - first
+    octants = (points >= 1) @ _WEIGHTS
     used = np.unique(octants)
 
-    low = corner + _OCTANTS[used] * half
-    centers = part.centers[keyframe_idx]
-    own = (centers >= corner + half) @ weights
-    outside = np.maximum(low - centers[:, None], centers[:, None] - low - half)
+    centers = (part.centers[keyframe_idx] - origin) / half - first
+    own = (centers >= 1) @ _WEIGHTS
+    low = _OCTANTS[used]
+    outside = np.maximum(low - centers[:, None], centers[:, None] - low - 1)
     distances = np.linalg.norm(np.maximum(outside, 0), axis=2)
     nearest = used[np.argmin(distances, axis=1)]
     owners = np.where(np.isin(own, used), own, nearest)
     return [
-        (landmark_idx[octants == octant], keyframe_idx[owners == octant])
-        for octant in used
+        (
+            Cell(exponent, *(first + _OCTANTS[octant]).tolist()),
+            landmark_idx[octants == octant],
+            keyframe_idx[owners == octant],
+        )
+        for octant in used.tolist()
     ]
 
 
 def _refine(
-    part: Partition, landmark_idx: IntArray, keyframe_idx: IntArray
-) -> Iterator[tuple[IntArray, IntArray]]:
+    part: Partition, origin: FloatArray, whole: Part, least: int
+) -> Iterator[Part]:
     """Yield tiles that are fine, or cannot be divided any further."""
-    if part.is_fine(landmark_idx, keyframe_idx):
-        yield landmark_idx, keyframe_idx
+    cell, landmark_idx, keyframe_idx = whole
+    points = part.points3D[landmark_idx]
+    if (
+        cell.exponent <= least
+        or len(points) == 0
+        or np.all(points == points[0])
+        or part.is_fine(cell, landmark_idx, keyframe_idx)
+    ):
+        yield whole
         return
-    children = _split(part, landmark_idx, keyframe_idx) if len(landmark_idx) else []
-    if len(children) < 2:
-        yield landmark_idx, keyframe_idx
+    for child in _divide_cell(part, origin, whole, cell.exponent - 1):
+        yield from _refine(part, origin, child, least)
+
+
+def grid_origin(points3D: FloatArray) -> tuple[float, float, float]:
+    """Return an origin of the grid so that one cell holds all landmarks.
+
+    Parameters
+    ----------
+    points3D : ndarray of shape (P, 3), float64
+        M.
+    """
+    if len(points3D) == 0:
+        return 0.0, 0.0, 0.0
+    low = points3D.min(axis=0)
+    extent = float(np.max(points3D.max(axis=0) - low))
+    # Round numbers, so that site.json is readable; a 16th of the extent is lost.
+    reach = float(np.abs(points3D).max())
+    unit = math.ldexp(1.0, math.frexp(max(extent, reach * 2.0**-40, 2.0**-40))[1] - 5)
+    x, y, z = (np.floor(low / unit) * unit + 0.0).tolist()
+    return x, y, z
+
+
+def _root(part: Partition, origin: FloatArray) -> Iterator[Part]:
+    """Yield the first cells: the eight around the origin of the grid, if not empty."""
+    everything = np.arange(len(part.points3D)), np.arange(len(part.centers))
+    if len(part.points3D) == 0:
+        yield Cell(0, 0, 0, 0), *everything
         return
-    for child_landmark_idx, child_keyframe_idx in children:
-        yield from _refine(part, child_landmark_idx, child_keyframe_idx)
+    reach = float(np.abs(part.points3D - origin).max())
+    exponent = math.frexp(reach)[1] if reach > 0 else MIN_EXPONENT + MAX_DEPTH
+    exponent = min(max(exponent, MIN_EXPONENT + MAX_DEPTH), MAX_EXPONENT)
+    # The cell twice as large that the eight would form begins at -1.
+    size = math.ldexp(1.0, exponent)
+    below = (part.points3D < origin).any(axis=0)
+    shifted = Cell(exponent + 1, 0, 0, 0)
+    for cell, landmark_idx, keyframe_idx in _divide_cell(
+        part, origin - size * below, (shifted, *everything), exponent
+    ):
+        x, y, z = (np.array(cell[1:]) - below).tolist()
+        yield Cell(exponent, x, y, z), landmark_idx, keyframe_idx
 
 
-def _grid(part: Partition, cell_size: float) -> Iterator[tuple[IntArray, IntArray]]:
-    """Yield the cells of a grid through the world's origin that hold landmarks."""
-    reach = max(np.abs(part.points3D).max(), np.abs(part.centers).max())
-    if not 0 < cell_size < np.inf or not reach / cell_size < _MAX_GRID_INDEX:
-        raise ConfigError(
-            f"cell_size {cell_size!r} does not suit a map that reaches {reach:g} from "
-            "its origin: give a size like 32, or none"
-        )
-    cells, cell_idx = np.unique(
-        np.floor(part.points3D / cell_size), axis=0, return_inverse=True
-    )
-    owners = np.array(
-        [
-            # Distance to the cell, zero inside; ties go to the first cell.
-            np.argmin(
-                np.linalg.norm(
-                    np.maximum(np.maximum(cells - c, c - cells - 1), 0), axis=1
-                )
-            )
-            for c in part.centers / cell_size
-        ]
-    )
-    inverse = cell_idx.reshape(-1)
-    for i in range(len(cells)):
-        yield np.flatnonzero(inverse == i), np.flatnonzero(owners == i)
+def _assign_keyframes(tiles: list[Part], centers: FloatArray) -> list[Part]:
+    """Give each keyframe to the cell of its centre, or else to the nearest one.
+
+    On the way down a keyframe went to the nearest octant, which may be empty around it.
+    """
+    owner = np.empty(len(centers), dtype=np.int64)
+    outside = np.zeros(len(centers), dtype=np.bool_)
+    low = np.array([cell.corner for cell, _, _ in tiles])
+    size = np.array([cell.size for cell, _, _ in tiles])
+    for tile_idx, (_, _, keyframe_idx) in enumerate(tiles):
+        owner[keyframe_idx] = tile_idx
+        inside = (centers[keyframe_idx] - low[tile_idx]) / size[tile_idx]
+        outside[keyframe_idx] = np.any((inside < 0) | (inside >= 1), axis=1)
+    for idx in np.flatnonzero(outside).tolist():
+        off = np.maximum(low - centers[idx], centers[idx] - low - size[:, None])
+        owner[idx] = np.argmin(np.linalg.norm(np.maximum(off, 0), axis=1))
+    return [
+        (cell, landmark_idx, np.flatnonzero(owner == tile_idx))
+        for tile_idx, (cell, landmark_idx, _) in enumerate(tiles)
+    ]
 
 
-def divide(
-    part: Partition, *, cell_size: float | None = None
-) -> list[tuple[IntArray, IntArray]]:
-    """Return the landmarks and keyframes of each tile, as ascending indices.
+def divide(part: Partition, origin: tuple[float, float, float]) -> list[Part]:
+    """Return the cell, the landmarks and the keyframes of each tile.
 
     Parameters
     ----------
     part : Partition
         What is to be divided.
-    cell_size : float, optional
-        Start with a grid of such cubes, m. By default with one cube around all.
+    origin : tuple of 3 float
+        Of the grid of cells, m.
 
     Returns
     -------
-    list of (ndarray, ndarray)
-        At least one tile; every index is in exactly one.
+    list of (Cell, ndarray, ndarray)
+        At least one tile, in the order of the cells; every index is in exactly one.
 
     Raises
     ------
     ConfigError
         When `cell_size` makes no sense.
     """
-    everything = np.arange(len(part.points3D)), np.arange(len(part.centers))
-    if cell_size is None or len(part.points3D) == 0:
-        cells = iter([everything])
-    else:
-        cells = _grid(part, cell_size)
-    return [tile for cell in cells for tile in _refine(part, *cell)]
+    size = part.cell_size
+    start = np.array(origin)
+    if size is not None:
+        reach = float(np.abs(part.points3D - start).max(initial=0.0))
+        if not 0 < size < np.inf or not reach / size < 2.0 ** (MAX_DEPTH - 1):
+            raise ConfigError(
+                f"cell_size {size!r} does not suit a map that reaches {reach:g} from "
+                "its origin: give a size like 32, or none"
+            )
+    tiles: list[Part] = []
+    for root in _root(part, start):
+        tiles += _refine(part, start, root, root[0].exponent - MAX_DEPTH)
+    tiles.sort(key=lambda tile: tile[0])
+    return _assign_keyframes(tiles, part.centers - start)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,18 +15,26 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeloc.errors import MapError, TileFormatError, TileMissingError
-from edgeloc.tiles.index_file import decode_index
-from edgeloc.tiles.layout import KeyframeTable, LocalMap, Tile
+from edgeloc.tiles.arrays import AnyArray, decode_codebook
+from edgeloc.tiles.bits import ranges
+from edgeloc.tiles.index_file import LAZY_BYTES, check_all, decode_index
+from edgeloc.tiles.layout import (
+    LANDMARK_BITS,
+    Codebook,
+    KeyframeTable,
+    LocalMap,
+    Tile,
+)
 from edgeloc.tiles.manifest import (
     MAX_SITE_JSON_BYTES,
     SITE_FILE,
     FileEntry,
-    ModelFile,
     SiteManifest,
-    TileEntry,
     decode_manifest,
+    tile_file_name,
 )
-from edgeloc.tiles.tile_file import decode_tile
+from edgeloc.tiles.tile_file import decode_tile, is_canonical
+from edgeloc.tiles.tile_table import TileEntry, TileTable
 from edgeloc.types import Float32Array, FloatArray, IntArray
 
 __all__ = [
@@ -53,45 +63,58 @@ def _in_file(path: Path) -> Iterator[None]:
         raise located from exc
 
 
+def _missing(path: Path, exc: OSError) -> TileMissingError:
+    return TileMissingError(
+        f"{path}: cannot be read ({exc.strerror}); copy the site again"
+    )
+
+
+def _check_size(size: int, expected: int) -> None:
+    if size != expected:
+        raise TileFormatError(f"has {size} bytes, the site says {expected}")
+
+
+def _check_sha256(data: bytes | mmap.mmap, expected: str) -> None:
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise TileFormatError("does not have the SHA-256 that the site says")
+
+
 def _read_file(folder: Path, entry: FileEntry, *, verify: bool) -> bytes:
     """Return the bytes of a file whose size is as listed."""
     path = folder / entry.file
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            # Read no more than the file has, whatever site.json says of it.
+            # Read no more than the file has, whatever the site says of it.
             data = file.read(size) if size == entry.num_bytes else b""
     except OSError as exc:
-        raise TileMissingError(
-            f"{path}: cannot be read ({exc.strerror}); copy the site again"
-        ) from exc
+        raise _missing(path, exc) from exc
     with _in_file(path):
-        if len(data) != entry.num_bytes:
-            raise TileFormatError(f"has {size} bytes, site.json says {entry.num_bytes}")
-        if verify and hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise TileFormatError("does not have the SHA-256 that site.json says")
+        _check_size(len(data) or size, entry.num_bytes)
+        if verify:
+            _check_sha256(data, entry.sha256)
     return data
 
 
-def _check_model_file(folder: Path, entry: ModelFile) -> Path:
-    """Return the path of a model's file, which is as it was when the site was made."""
+def _map_file(folder: Path, entry: FileEntry, *, verify: bool) -> mmap.mmap:
+    """Return a file in memory, of which pages are read when they are looked at.
+
+    No file of a site is ever changed or shortened, so that the pages stay what they are
+    as long as they are mapped, even when the file is removed.
+    """
     path = folder / entry.file
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            while size == entry.num_bytes and (block := file.read(1 << 20)):
-                digest.update(block)
+            with _in_file(path):
+                _check_size(size, entry.num_bytes)
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as exc:
-        raise MapError(
-            f"{path}: cannot be read ({exc.strerror}); copy the site again"
-        ) from exc
-    with _in_file(path):
-        if size != entry.num_bytes:
-            raise TileFormatError(f"has {size} bytes, site.json says {entry.num_bytes}")
-        if digest.hexdigest() != entry.sha256:
-            raise TileFormatError("does not have the SHA-256 that site.json says")
-    return path
+        raise _missing(path, exc) from exc
+    if verify:
+        with _in_file(path):
+            _check_sha256(data, entry.sha256)
+    return data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,19 +127,27 @@ class Site:
         The folder.
     manifest : SiteManifest
         What site.json says.
+    tiles : TileTable
+        The tile table.
     keyframes : KeyframeTable
-        Keyframes of all tiles.
-    keyframe_tile_idx : ndarray of shape (K,), int64
-        Tile of each keyframe.
-    retrieval_arrays : mapping of str to ndarray, float32
+        Keyframes of all tiles, those of tile 0 first.
+    retrieval_arrays : mapping of str to ndarray
         The retrieval model's arrays.
+    verify : bool
+        Compare the SHA-256 of every file that is read.
     """
 
     path: Path
     manifest: SiteManifest
+    tiles: TileTable
     keyframes: KeyframeTable
-    keyframe_tile_idx: IntArray
-    retrieval_arrays: Mapping[str, Float32Array]
+    retrieval_arrays: Mapping[str, AnyArray]
+    verify: bool = False
+
+    def tile_of(self, keyframe_idx: IntArray) -> IntArray:
+        """Return the tiles of keyframes, by their indices."""
+        first = self.tiles.first_keyframe
+        return np.searchsorted(first, keyframe_idx, side="right") - 1
 
     def model_manifest(self, role: str) -> Path:
         """Return the manifest of a network that the site carries, both files checked.
@@ -136,8 +167,32 @@ class Site:
             When one of the two files is missing or was changed.
         """
         entry = self.manifest.models[role]
-        _check_model_file(self.path, entry.network)
-        return _check_model_file(self.path, entry.manifest)
+        for file in (entry.network, entry.manifest):
+            _map_file(self.path, file, verify=True).close()
+        return self.path / entry.manifest.file
+
+    def codebook(self, role: str) -> Codebook:
+        """Return a codebook that the site carries.
+
+        Parameters
+        ----------
+        role : {"descriptors", "global"}
+            One of `SiteManifest.codebooks`.
+
+        Raises
+        ------
+        MapError
+            When it is missing or was changed.
+        """
+        entry = self.manifest.codebooks[role]
+        data = _read_file(self.path, entry, verify=True)
+        with _in_file(self.path / entry.file):
+            codebook = decode_codebook(data)
+            if codebook.name != entry.name:
+                raise TileFormatError(
+                    f"is the codebook {codebook.name!r}, the site says {entry.name!r}"
+                )
+        return codebook
 
     def read_tile(self, tile_idx: int, *, verify: bool = False) -> Tile:
         """Return one tile, from disk.
@@ -147,7 +202,8 @@ class Site:
         tile_idx : int
             Row of the tile table.
         verify : bool
-            Compare its SHA-256, too. Its CRC-32 is always compared.
+            Compare its SHA-256, too, and whether it is written as the writer would. Its
+            CRC-32 is always compared.
 
         Returns
         -------
@@ -160,21 +216,80 @@ class Site:
         TileMissingError
             When the file is gone.
         """
-        if not 0 <= tile_idx < len(self.manifest.tiles):
-            raise IndexError(f"tile {tile_idx} of {len(self.manifest.tiles)}")
-        entry = self.manifest.tiles[tile_idx]
-        data = _read_file(self.path, entry.file, verify=verify)
-        with _in_file(self.path / entry.file.file):
-            return decode_tile(
+        listed = self.tiles[tile_idx]
+        entry = FileEntry(
+            file=tile_file_name(listed.sha256),
+            num_bytes=listed.num_bytes,
+            sha256=listed.sha256,
+        )
+        data = _read_file(self.path, entry, verify=verify or self.verify)
+        start, end = self.tiles.first_keyframe[tile_idx : tile_idx + 2]
+        with _in_file(self.path / entry.file):
+            tile = decode_tile(
                 data,
                 tile_idx=tile_idx,
-                entry=entry,
+                tiles=self.tiles,
                 family=self.manifest.family,
-                keyframe_ids=self.keyframes.keyframe_ids[
-                    self.keyframe_tile_idx == tile_idx
-                ],
-                num_point3D_ids=self.manifest.num_landmarks,
+                keyframe_ids=self.keyframes.keyframe_ids[start:end],
             )
+            if verify and not is_canonical(
+                data, tile, self.manifest.family, self.tiles
+            ):
+                raise TileFormatError("is not written as the format wants it")
+        return tile
+
+
+def read_manifest(path: Path) -> tuple[SiteManifest, bytes]:
+    """Return what site.json says, and its bytes.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    TileFormatError
+        When it is not what FORMAT.md says.
+    MapError
+        When it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_SITE_JSON_BYTES + 1)
+    except OSError as exc:
+        raise MapError(
+            f"{path}: cannot be read ({exc.strerror}); check its permissions"
+        ) from exc
+    with _in_file(path):
+        if len(raw) > MAX_SITE_JSON_BYTES:
+            raise TileFormatError(f"has more than {MAX_SITE_JSON_BYTES} bytes")
+        return decode_manifest(raw), raw
+
+
+def open_version(path: Path, manifest: SiteManifest, *, verify: bool = False) -> Site:
+    """Return a version of a site whose site.json was read.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    manifest : SiteManifest
+        The version.
+    verify : bool
+        Compare the SHA-256 of every file that is read.
+    """
+    data = _map_file(path, manifest.index, verify=verify)
+    with _in_file(path / manifest.index.file):
+        index = decode_index(data, manifest, lazy_bytes=LAZY_BYTES)
+    return Site(
+        path=path,
+        manifest=manifest,
+        tiles=index.tiles,
+        keyframes=index.keyframes,
+        retrieval_arrays=index.retrieval_arrays,
+        verify=verify,
+    )
 
 
 def open_site(path: Path, *, verify: bool = False) -> Site:
@@ -202,37 +317,27 @@ def open_site(path: Path, *, verify: bool = False) -> Site:
         When the index is missing; with `verify` also for tiles.
     """
     path = Path(path)
-    site_json = path / SITE_FILE
-    if not site_json.is_file():
+    if not (path / SITE_FILE).is_file():
         state = f"has no {SITE_FILE}" if path.is_dir() else "is not a folder"
         raise MapError(f"{path}: {state}; give a site that edgeloc-build wrote")
-    try:
-        with site_json.open("rb") as file:
-            raw = file.read(MAX_SITE_JSON_BYTES + 1)
-    except OSError as exc:
-        raise MapError(
-            f"{site_json}: cannot be read ({exc.strerror}); check its permissions"
-        ) from exc
-    with _in_file(site_json):
-        if len(raw) > MAX_SITE_JSON_BYTES:
-            raise TileFormatError(f"has more than {MAX_SITE_JSON_BYTES} bytes")
-        manifest = decode_manifest(raw)
-    data = _read_file(path, manifest.index, verify=verify)
-    with _in_file(path / manifest.index.file):
-        index = decode_index(data, manifest)
-    site = Site(
-        path=path,
-        manifest=manifest,
-        keyframes=index.keyframes,
-        keyframe_tile_idx=index.keyframe_tile_idx,
-        retrieval_arrays=index.retrieval_arrays,
-    )
+    manifest, _ = read_manifest(path / SITE_FILE)
+    site = open_version(path, manifest)
     if verify:
-        for tile_idx in range(len(manifest.tiles)):
-            site.read_tile(tile_idx, verify=True)
-        for role in manifest.models:
-            site.model_manifest(role)
+        _check_files(site)
     return site
+
+
+def _check_files(site: Site) -> None:
+    index = site.manifest.index
+    data = _map_file(site.path, index, verify=True)
+    with _in_file(site.path / index.file):
+        check_all(data, site.manifest)
+    for tile_idx in range(len(site.tiles)):
+        site.read_tile(tile_idx, verify=True)
+    for role in site.manifest.models:
+        site.model_manifest(role)
+    for role in site.manifest.codebooks:
+        site.codebook(role)
 
 
 def verify_site(path: Path) -> None:
@@ -249,13 +354,6 @@ def verify_site(path: Path) -> None:
         As `open_site`, for the first file that is wrong.
     """
     open_site(path, verify=True)
-
-
-def _ranges(starts: IntArray, counts: IntArray) -> IntArray:
-    """Return ``starts[i] + 0 .. counts[i] - 1`` for all i, in a row."""
-    ends = np.cumsum(counts)
-    shifted = np.repeat(starts - (ends - counts), counts)
-    return shifted + np.arange(len(shifted))
 
 
 def _load(tiles: TileSource, tile_idx: int) -> Tile:
@@ -293,10 +391,11 @@ def visible_point3D_ids(
         When the site has no such keyframe.
     """
     keyframe_idx = site.keyframes.index_of(np.asarray(keyframe_ids, dtype=np.int64))
+    tile_idx = site.tile_of(keyframe_idx)
     visible: list[IntArray] = []
-    for idx in keyframe_idx:
-        tile = _load(tiles, int(site.keyframe_tile_idx[idx]))
-        row = np.searchsorted(tile.keyframe_ids, site.keyframes.keyframe_ids[idx])
+    for idx, owner in zip(keyframe_idx.tolist(), tile_idx.tolist(), strict=True):
+        tile = _load(tiles, owner)
+        row = idx - int(site.tiles.first_keyframe[owner])
         start, end = tile.visible_offsets[row : row + 2]
         visible.append(tile.visible_point3D_ids[start:end])
     return visible
@@ -334,8 +433,8 @@ def assemble_local_map(
     ids = np.sort(np.concatenate([np.zeros(0, np.int64), *seen]))
     ids = ids[np.diff(ids, prepend=-1) > 0]
 
-    first_ids = [tile.first_point3D_id for tile in site.manifest.tiles]
-    bounds = np.searchsorted(ids, [*first_ids, site.manifest.num_landmarks])
+    owners = ids >> LANDMARK_BITS
+    bounds = [*np.flatnonzero(np.diff(owners, prepend=-1)).tolist(), len(ids)]
     family = site.manifest.family
     points3D: list[FloatArray] = [np.zeros((0, 3))]
     sigmas: list[Float32Array] = [np.zeros(0, np.float32)]
@@ -344,17 +443,17 @@ def assemble_local_map(
     descriptors: list[npt.NDArray[np.generic]] = [
         np.zeros((0, family.stored_dim), family.stored_dtype)
     ]
-    for tile_idx in np.flatnonzero(np.diff(bounds)).tolist():
-        tile = _load(tiles, tile_idx)
+    for begin, end in itertools.pairwise(bounds):
+        tile = _load(tiles, int(owners[begin]))
         landmarks = tile.landmarks
-        rows = ids[bounds[tile_idx] : bounds[tile_idx + 1]] - tile.first_point3D_id
+        rows = ids[begin:end] - tile.first_point3D_id
         starts = landmarks.descriptor_offsets[rows]
         counts.append(landmarks.descriptor_offsets[rows + 1] - starts)
         points3D.append(landmarks.points3D.take(rows, axis=0))
         sigmas.append(landmarks.sigmas[rows])
         num_observations.append(landmarks.num_observations[rows])
         descriptors.append(
-            landmarks.descriptors.take(_ranges(starts, counts[-1]), axis=0)
+            landmarks.descriptors.take(ranges(starts, counts[-1]), axis=0)
         )
     return LocalMap(
         point3D_ids=ids,

@@ -3,134 +3,186 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgeloc.errors import MapError, TileFormatError
 from edgeloc.tiles import codec, index_file, tile_file
+from edgeloc.tiles.arrays import encode_codebook
+from edgeloc.tiles.bits import offsets_of, ranges
 from edgeloc.tiles.container import HEADER, TABLE_ENTRY, FileKind, unpack
 from edgeloc.tiles.contents_check import check_contents
-from edgeloc.tiles.layout import LandmarkTable, SiteContents, Tile
+from edgeloc.tiles.layout import (
+    LANDMARK_BITS,
+    LandmarkTable,
+    PoseArrays,
+    SiteContents,
+    Tile,
+)
 from edgeloc.tiles.manifest import (
-    INDEX_FILE,
-    MAX_TILES,
-    MODEL_FOLDER,
     SITE_FILE,
     TILE_FOLDER,
-    FileEntry,
+    CodebookEntry,
+    IndexEntry,
     ModelEntry,
-    ModelFile,
     SiteManifest,
-    TileEntry,
+    WrittenFiles,
+    codebook_file_name,
     decode_manifest,
     encode_manifest,
-    model_manifest_name,
-    model_network_name,
+    index_file_name,
+    model_entry,
     tile_file_name,
 )
-from edgeloc.tiles.partition import Partition, divide
+from edgeloc.tiles.partition import Part, Partition, divide, grid_origin
+from edgeloc.tiles.site_folder import (
+    check_target,
+    install,
+    remove_tree,
+    staging_folder,
+    sync_folder,
+    sync_tree,
+    write_file,
+)
+from edgeloc.tiles.tile_table import MAX_TILES, Cell, TileEntry, box_codes
+from edgeloc.tiles.tracks import track_order
+from edgeloc.tiles.update import switch_to
 from edgeloc.types import IntArray
 
-_FIXED_LANDMARK_BYTES = 9
+MAX_TILE_BYTES = 256 << 10
+"""What is read at once, and kept or dropped at once: a few frames' walk indoors."""
+_LANDMARK_BYTES = 7
 """Position, sigma, number of observations, number of descriptors."""
-_FIXED_KEYFRAME_BYTES = 12
-"""Id and number of visible landmarks."""
+_PAIRS_PER_BYTE = 3
+"""Keyframes and landmarks that see each other; measured: 3 to 12."""
+_MAX_ROUNDS = 8
 
 
 def _gather(offsets: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
     """Return the elements of some rows of a ragged array, and their new offsets."""
     counts = offsets[rows + 1] - offsets[rows]
-    new_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    elements = np.repeat(offsets[rows] - new_offsets[:-1], counts)
-    return elements + np.arange(new_offsets[-1]), new_offsets
+    return ranges(offsets[rows], counts), offsets_of(counts)
 
 
-def _partition(contents: SiteContents, max_tile_bytes: int) -> Partition:
+def _partition(
+    contents: SiteContents, *, max_tile_bytes: int, cell_size: float | None
+) -> Partition:
     landmarks = contents.landmarks
     num_visible = np.diff(contents.visible_offsets)
-    # Sections are padded, hence the 8 bytes for each; ids take at most what the
-    # largest one takes.
+    step = contents.position_step
+    # Sections are padded, hence the 8 bytes for each.
     return Partition(
         points3D=landmarks.points3D,
         sigmas=landmarks.sigmas,
-        landmark_bytes=_FIXED_LANDMARK_BYTES
+        landmark_bytes=_LANDMARK_BYTES
         + np.diff(landmarks.descriptor_offsets)
         * tile_file.descriptor_bytes(contents.family),
         centers=contents.keyframes.centers,
-        keyframe_bytes=_FIXED_KEYFRAME_BYTES
-        + num_visible * codec.varint_bytes(len(landmarks)),
+        keyframe_bytes=num_visible // _PAIRS_PER_BYTE,
+        num_visible=num_visible,
         base_bytes=HEADER.size
         + len(tile_file.TAGS) * (TABLE_ENTRY.size + 8)
         + tile_file.META.size,
         max_tile_bytes=max_tile_bytes,
+        position_step=step,
+        cell_size=cell_size,
     )
 
 
-def _make_tiles(
-    contents: SiteContents, divided: list[tuple[IntArray, IntArray]]
-) -> Iterator[Tile]:
-    landmarks, keyframes = contents.landmarks, contents.keyframes
-    order = np.concatenate([landmark_idx for landmark_idx, _ in divided])
-    id_of_landmark = np.empty(len(landmarks), dtype=np.int64)
-    id_of_landmark[order] = np.arange(len(order))
-    num_visible = np.diff(contents.visible_offsets)
-    ids = id_of_landmark[contents.visible_landmark_idx]
-    # Ascending within each keyframe, as the format wants them.
-    ids = ids[np.lexsort((ids, np.repeat(np.arange(len(keyframes)), num_visible)))]
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Numbering:
+    """Where each landmark is.
 
-    first_id = 0
-    for tile_idx, (landmark_idx, keyframe_idx) in enumerate(divided):
-        rows, descriptor_offsets = _gather(landmarks.descriptor_offsets, landmark_idx)
-        visible, visible_offsets = _gather(contents.visible_offsets, keyframe_idx)
+    Parameters
+    ----------
+    ids : ndarray of shape (P,), int64
+        Id of each landmark of the contents.
+    order : list of ndarray
+        Landmarks of each tile, in their order.
+    """
+
+    ids: IntArray
+    order: list[IntArray]
+
+
+def _number_landmarks(contents: SiteContents, parts: Sequence[Part]) -> _Numbering:
+    """Order the landmarks of each tile so that what is seen of them is told shortly."""
+    tile_of = np.empty(len(contents.landmarks), dtype=np.int64)
+    for tile_idx, (_, landmark_idx, _) in enumerate(parts):
+        tile_of[landmark_idx] = tile_idx
+    ids = np.empty(len(contents.landmarks), dtype=np.int64)
+    orders = []
+    for tile_idx, (_, landmark_idx, keyframe_idx) in enumerate(parts):
+        elements, offsets = _gather(contents.visible_offsets, keyframe_idx)
+        seen = contents.visible_landmark_idx[elements]
+        rows = np.repeat(np.arange(len(keyframe_idx)), np.diff(offsets))
+        own = tile_of[seen] == tile_idx
+        place = np.searchsorted(landmark_idx, seen[own])
+        by_place = np.argsort(place, kind="stable")
+        counts = np.bincount(place, minlength=len(landmark_idx))
+        order = landmark_idx[track_order(rows[own][by_place], offsets_of(counts))]
+        ids[order] = (tile_idx << LANDMARK_BITS) + np.arange(len(order))
+        orders.append(order)
+    return _Numbering(ids=ids, order=orders)
+
+
+def _make_tiles(contents: SiteContents, parts: Sequence[Part]) -> Iterator[Tile]:
+    landmarks, keyframes = contents.landmarks, contents.keyframes
+    numbering = _number_landmarks(contents, parts)
+    for tile_idx, (_, _, keyframe_idx) in enumerate(parts):
+        order = numbering.order[tile_idx]
+        rows, descriptor_offsets = _gather(landmarks.descriptor_offsets, order)
+        elements, visible_offsets = _gather(contents.visible_offsets, keyframe_idx)
+        ids = numbering.ids[contents.visible_landmark_idx[elements]]
+        owners = np.repeat(np.arange(len(keyframe_idx)), np.diff(visible_offsets))
         yield Tile(
             tile_idx=tile_idx,
-            first_point3D_id=first_id,
             landmarks=LandmarkTable(
-                points3D=landmarks.points3D[landmark_idx],
-                sigmas=landmarks.sigmas[landmark_idx],
-                num_observations=landmarks.num_observations[landmark_idx],
+                points3D=landmarks.points3D[order],
+                sigmas=landmarks.sigmas[order],
+                num_observations=landmarks.num_observations[order],
                 descriptor_offsets=descriptor_offsets,
                 descriptors=landmarks.descriptors[rows],
             ),
             keyframe_ids=keyframes.keyframe_ids[keyframe_idx],
             visible_offsets=visible_offsets,
-            visible_point3D_ids=ids[visible],
+            visible_point3D_ids=ids[np.lexsort((ids, owners))],
         )
-        first_id += len(landmark_idx)
 
 
-def _file_entry(name: str, data: bytes, crc32: int) -> FileEntry:
-    return FileEntry(
-        file=name,
-        num_bytes=len(data),
-        crc32=crc32,
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
+def tile_entry(
+    tile: Tile,
+    data: bytes,
+    *,
+    cell: Cell,
+    origin: tuple[float, float, float],
+    step: float,
+) -> TileEntry:
+    """Return the row of a tile in the tile table.
 
-
-def _tile_entry(tile: Tile, data: bytes) -> TileEntry:
-    container = unpack(data, FileKind.TILE, tile_file.TAGS)
-    box_min = box_max = None
-    if len(tile.landmarks):
-        # Of the positions as they are stored, half a step from the true ones.
-        _, origin, step = codec.encode_positions(tile.landmarks.points3D)
-        stored = codec.decode_positions(
-            container.sections["POSN"], len(tile.landmarks), origin=origin, step=step
-        )
-        x0, y0, z0 = stored.min(axis=0).tolist()
-        x1, y1, z1 = stored.max(axis=0).tolist()
-        box_min, box_max = (x0, y0, z0), (x1, y1, z1)
+    Parameters
+    ----------
+    tile : Tile
+        The tile.
+    data : bytes
+        Its file.
+    cell : Cell
+        Where it is.
+    origin : tuple of 3 float
+        Of the grid of cells.
+    step : float
+        With which its positions were stored.
+    """
+    stored = np.rint(tile.landmarks.points3D / step) * step
     return TileEntry(
-        file=_file_entry(tile_file_name(tile.tile_idx), data, container.crc32),
-        box_min=box_min,
-        box_max=box_max,
-        first_point3D_id=tile.first_point3D_id,
+        cell=cell,
+        box=box_codes(cell, stored - np.array(origin)),
+        num_bytes=len(data),
+        crc32=unpack(data, FileKind.TILE, tile_file.TAGS).crc32,
+        sha256=hashlib.sha256(data).hexdigest(),
         num_landmarks=len(tile.landmarks),
         num_descriptors=len(tile.landmarks.descriptors),
         num_keyframes=len(tile.keyframe_ids),
@@ -138,122 +190,150 @@ def _tile_entry(tile: Tile, data: bytes) -> TileEntry:
     )
 
 
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _write_tiles(
+    folder: Path,
+    contents: SiteContents,
+    parts: Sequence[Part],
+    *,
+    origin: tuple[float, float, float],
+) -> list[TileEntry]:
+    """Write all tiles, one in memory at a time."""
+    entries = []
+    for tile in _make_tiles(contents, parts):
+        step = codec.position_step(tile.landmarks.points3D, contents.position_step)
+        data = tile_file.encode_tile(
+            tile,
+            contents.family,
+            cell_of=lambda row: parts[row][0],
+            step=step,
+        )
+        entry = tile_entry(
+            tile,
+            data,
+            cell=parts[tile.tile_idx][0],
+            origin=origin,
+            step=step,
+        )
+        write_file(folder / tile_file_name(entry.sha256), data)
+        entries.append(entry)
+    return entries
 
 
-def _sync_folder(path: Path) -> None:
-    # A new name is on disk only when its folder is.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _divide_and_write_tiles(
+    folder: Path,
+    contents: SiteContents,
+    part: Partition,
+    *,
+    origin: tuple[float, float, float],
+) -> tuple[list[Part], list[TileEntry]]:
+    """Write tiles; divide again what came out larger than it had seemed."""
+    too_large: frozenset[Cell] = frozenset()
+    for _ in range(_MAX_ROUNDS):
+        parts = divide(replace(part, too_large=too_large), origin)
+        if len(parts) > MAX_TILES:
+            raise MapError(
+                f"the map falls into {len(parts)} tiles, at most {MAX_TILES} fit: give "
+                "a larger cell_size or max_tile_bytes"
+            )
+        if (folder / TILE_FOLDER).exists():
+            remove_tree(folder / TILE_FOLDER)
+        entries = _write_tiles(folder, contents, parts, origin=origin)
+        found = {e.cell for e in entries if e.num_bytes > part.max_tile_bytes}
+        if found <= too_large:
+            break
+        too_large |= found
+    return parts, entries
 
 
 def _write_models(folder: Path, contents: SiteContents) -> dict[str, ModelEntry]:
     """Copy the networks; return their entries by role."""
-
-    def write(name: str, data: bytes) -> ModelFile:
-        _write_file(folder / name, data)
-        digest = hashlib.sha256(data).hexdigest()
-        return ModelFile(file=name, num_bytes=len(data), sha256=digest)
-
-    if not contents.models:
-        return {}
-    (folder / MODEL_FOLDER).mkdir()
-    entries = {
-        role: ModelEntry(
-            name=model.name,
-            manifest=write(model_manifest_name(role), model.manifest),
-            network=write(model_network_name(role), model.network),
-        )
-        for role, model in contents.models.items()
-    }
-    _sync_folder(folder / MODEL_FOLDER)
+    entries = {}
+    for role, model in contents.models.items():
+        sizes = [
+            (len(data), hashlib.sha256(data).hexdigest())
+            for data in (model.manifest, model.network)
+        ]
+        entry = model_entry(role, model.name, *sizes)
+        write_file(folder / entry.manifest.file, model.manifest)
+        write_file(folder / entry.network.file, model.network)
+        entries[role] = entry
     return entries
 
 
-def _write_contents(
-    folder: Path, contents: SiteContents, divided: list[tuple[IntArray, IntArray]]
-) -> SiteManifest:
-    """Write all files of a site into an empty folder, one tile in memory at a time."""
-    (folder / TILE_FOLDER).mkdir()
-    entries: list[TileEntry] = []
-    tile_of_keyframe = np.empty(len(contents.keyframes), dtype=np.int64)
-    for tile in _make_tiles(contents, divided):
-        data = tile_file.encode_tile(tile, contents.family)
-        entries.append(_tile_entry(tile, data))
-        tile_of_keyframe[divided[tile.tile_idx][1]] = tile.tile_idx
-        _write_file(folder / entries[-1].file.file, data)
+def _write_codebooks(folder: Path, contents: SiteContents) -> dict[str, CodebookEntry]:
+    entries = {}
+    for role, codebook in contents.codebooks.items():
+        data = encode_codebook(codebook)
+        sha256 = hashlib.sha256(data).hexdigest()
+        entries[role] = CodebookEntry(
+            file=codebook_file_name(sha256),
+            num_bytes=len(data),
+            sha256=sha256,
+            name=codebook.name,
+        )
+        if not (folder / entries[role].file).exists():
+            write_file(folder / entries[role].file, data)
+    return entries
 
+
+def index_entry(data: bytes) -> IndexEntry:
+    """Return what site.json says of an index, from its bytes."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    return IndexEntry(
+        file=index_file_name(sha256),
+        num_bytes=len(data),
+        sha256=sha256,
+        crc32=unpack(data, FileKind.INDEX, index_file.TAGS).crc32,
+    )
+
+
+def _write_contents(
+    folder: Path, contents: SiteContents, part: Partition
+) -> tuple[SiteManifest, bytes]:
+    """Write all files of a site into an empty folder; return site.json, too."""
+    origin = contents.grid_origin or grid_origin(contents.landmarks.points3D)
+    parts, entries = _divide_and_write_tiles(folder, contents, part, origin=origin)
+    keyframes = contents.keyframes
+    order = np.concatenate([keyframe_idx for _, _, keyframe_idx in parts])
     index = index_file.encode_index(
-        index_file.Index(
-            keyframes=contents.keyframes,
-            keyframe_tile_idx=tile_of_keyframe,
-            retrieval_arrays=contents.retrieval_arrays,
-        ),
-        tuple(sorted(contents.cameras)),
-    )
-    crc32 = unpack(index, FileKind.INDEX, index_file.TAGS).crc32
-    index_entry = _file_entry(INDEX_FILE, index, crc32)
-    _write_file(folder / INDEX_FILE, index)
-    site_json = encode_manifest(
-        contents,
-        index=index_entry,
         tiles=entries,
-        models=_write_models(folder, contents),
+        keyframes=replace(
+            keyframes,
+            keyframe_ids=keyframes.keyframe_ids[order],
+            camera_ids=tuple(keyframes.camera_ids[i] for i in order.tolist()),
+            poses=PoseArrays(R=keyframes.R[order], t=keyframes.t[order]),
+            global_codes=keyframes.global_codes[order],
+        ),
+        retrieval_arrays=contents.retrieval_arrays,
+        camera_ids=tuple(sorted(contents.cameras)),
+        position_step=contents.position_step,
     )
+    files = WrittenFiles(
+        index=index_entry(index),
+        num_tiles=len(entries),
+        num_landmarks=len(contents.landmarks),
+        tile_bytes=sum(entry.num_bytes for entry in entries),
+        grid_origin=origin,
+        models=_write_models(folder, contents),
+        codebooks=_write_codebooks(folder, contents),
+    )
+    write_file(folder / files.index.file, index)
+    site_json = encode_manifest(contents, files)
     # What no reader would accept is not written.
     manifest = decode_manifest(site_json)
     index_file.decode_index(index, manifest)
-    _write_file(folder / SITE_FILE, site_json)
-    _sync_folder(folder / TILE_FOLDER)
-    _sync_folder(folder)
-    return manifest
+    return manifest, site_json
 
 
-def _check_target(path: Path) -> None:
-    """Refuse to replace anything but a site or an empty folder."""
-    is_site = (path / SITE_FILE).is_file()
-    is_empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not is_site and not is_empty:
-        raise MapError(
-            f"{path}: exists and is not a site: give another path or remove it"
-        )
-
-
-def _put_in_place(new: Path, path: Path) -> None:
-    """Rename a finished folder to `path`, whatever site was there before."""
-    if not path.exists():
-        new.replace(path)
-    else:
-        # No call swaps two folders everywhere; between these two renames the old
-        # site is complete under another name, and it comes back if the second fails.
-        old = new.with_name(new.name.replace(".tmp-", ".old-"))
-        path.replace(old)
-        try:
-            new.replace(path)
-        except BaseException:
-            old.replace(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    _sync_folder(path.parent)
-
-
-@contextmanager
-def _work_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `path` that does not outlive the block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.tmp-", dir=path.parent))
-    try:
-        folder.chmod(0o755)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _storable(contents: SiteContents) -> SiteContents:
+    """Return contents whose global codes have the type that is stored."""
+    codes = contents.keyframes.global_codes
+    if contents.global_coding != "float16" or codes.dtype != np.float32:
+        return contents
+    # What does not fit becomes infinite, and is refused with a name.
+    with np.errstate(over="ignore"):
+        halves = codes.astype(np.float16)
+    return replace(contents, keyframes=replace(contents.keyframes, global_codes=halves))
 
 
 def write_site(
@@ -261,24 +341,24 @@ def write_site(
     contents: SiteContents,
     *,
     cell_size: float | None = None,
-    max_tile_bytes: int = 4 << 20,
+    max_tile_bytes: int = MAX_TILE_BYTES,
 ) -> SiteManifest:
-    """Write a site folder; the same contents give the same bytes.
+    """Write a site folder, or its next version; the same contents give the same bytes.
 
-    The folder appears under its name when it is complete and on disk, or not at all;
-    a site that was there before is replaced as a whole.
+    A new folder appears under its name when it is complete and on disk, or not at all.
+    In a folder that holds a site, the new files are added, and the site becomes the new
+    one when its site.json is renamed over the old one (`edgeloc.tiles.site_folder`).
 
     Parameters
     ----------
     path : Path
         The site's folder; its parents are made.
     contents : SiteContents
-        What it holds. Landmarks get consecutive ids tile by tile, and keep their
-        order within a tile.
+        What it holds. Landmarks are ordered anew within their tiles.
     cell_size : float, optional
-        Divide along a grid of such cubes, in the unit of the map; by default only as
-        far as `max_tile_bytes` and the precision of positions need it, so that a
-        small scene is one tile.
+        No cell is larger, in the unit of the map; by default cells are divided only as
+        far as `max_tile_bytes` and the precision of positions need it, so that a small
+        scene is one tile.
     max_tile_bytes : int
         Cells above it are divided into octants, as long as their landmarks differ in
         position.
@@ -296,18 +376,25 @@ def write_site(
         When `cell_size` makes no sense.
     """
     path = Path(path).resolve()
+    contents = _storable(contents)
     check_contents(contents)
-    _check_target(path)
-    divided = divide(_partition(contents, max_tile_bytes), cell_size=cell_size)
-    if len(divided) > MAX_TILES:
-        raise MapError(
-            f"{path}: the map falls into {len(divided)} tiles, at most {MAX_TILES} "
-            "fit: give a larger cell_size or max_tile_bytes"
-        )
+    check_target(path)
+    part = _partition(contents, max_tile_bytes=max_tile_bytes, cell_size=cell_size)
+    is_update = (path / SITE_FILE).is_file()
+    parent, prefix = (
+        (path, ".tmp-") if is_update else (path.parent, f"{path.name}.tmp-")
+    )
     try:
-        with _work_folder(path) as folder:
-            manifest = _write_contents(folder, contents, divided)
-            _put_in_place(folder, path)
+        with staging_folder(parent, prefix) as folder:
+            manifest, site_json = _write_contents(folder, contents, part)
+            if is_update:
+                install(folder, path)
+                switch_to(path, site_json)
+            else:
+                write_file(folder / SITE_FILE, site_json)
+                sync_tree(folder)
+                folder.replace(path)
+                sync_folder(path.parent)
     except OSError as exc:
         raise MapError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
     except (TileFormatError, TypeError, ValueError) as exc:

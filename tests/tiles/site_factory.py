@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import zlib
@@ -20,8 +21,9 @@ from edgeloc.tiles.layout import (
     PoseArrays,
     SiteContents,
 )
-from edgeloc.tiles.manifest import seal
+from edgeloc.tiles.manifest import seal, tile_file_name
 from edgeloc.tiles.reader import Site
+from edgeloc.tiles.tile_table import ROW, TileTable, encode_tile_table
 from edgeloc.types import CameraModel
 
 CAMERA = CameraModel(
@@ -119,29 +121,45 @@ def table_of(data: bytes) -> list[tuple]:
 
 
 def reseal(data: bytes) -> bytes:
-    """Recompute all checksums of a damaged tile or index."""
+    """Recompute all checksums of a damaged file."""
     out = bytearray(data)
     table = table_of(data)
-    for i, (_, _, _, offset, num_bytes, _, _) in enumerate(table):
+    offset = HEADER.size + len(table) * TABLE_ENTRY.size
+    for i, (_, _, num_bytes, _) in enumerate(table):
         crc32 = zlib.crc32(data[offset : offset + num_bytes])
-        at = HEADER.size + i * TABLE_ENTRY.size + 24
+        at = HEADER.size + i * TABLE_ENTRY.size + 12
         struct.pack_into("<I", out, at, crc32)
+        offset += -(-num_bytes // 8) * 8
     if len(out) >= HEADER.size:
         head = bytes(out[: HEADER.size + len(table) * TABLE_ENTRY.size])
-        struct.pack_into("<I", out, 24, header_crc32(head))
+        struct.pack_into("<I", out, 12, header_crc32(head))
     return bytes(out)
 
 
 def stored_crc32(data: bytes) -> int:
-    return HEADER.unpack_from(data)[5] if len(data) >= HEADER.size else 0
+    return HEADER.unpack_from(data)[4] if len(data) >= HEADER.size else 0
 
 
-def listed(site: Site, data: bytes) -> Site:
+def with_row(tiles: TileTable, tile_idx: int, **change: object) -> TileTable:
+    """The table with another row."""
+    rows = [replace(tiles[tile_idx], **change) if i == tile_idx else tiles[i]
+            for i in range(len(tiles))]  # fmt: skip
+    packed = np.frombuffer(encode_tile_table(rows), ROW)
+    return TileTable(packed, tiles.origin)
+
+
+def listed(site: Site, data: bytes, **change: object) -> Site:
     """The site with size and checksum of tile 0 as those of `data`."""
-    entry = site.manifest.tiles[0]
-    file = replace(entry.file, num_bytes=len(data), crc32=stored_crc32(data))
-    tiles = (replace(entry, file=file), *site.manifest.tiles[1:])
-    return replace(site, manifest=replace(site.manifest, tiles=tiles))
+    file = {"num_bytes": len(data), "crc32": stored_crc32(data)}
+    return replace(site, tiles=with_row(site.tiles, 0, **file, **change))
+
+
+def tile_path(site: Site, tile_idx: int = 0) -> Path:
+    return site.path / tile_file_name(site.tiles[tile_idx].sha256)
+
+
+def index_path(site: Site) -> Path:
+    return site.path / site.manifest.index.file
 
 
 def edit_site_json(path: Path, edit: Callable[[dict], object]) -> None:
@@ -150,3 +168,12 @@ def edit_site_json(path: Path, edit: Callable[[dict], object]) -> None:
     document = json.loads(file.read_text(encoding="utf-8"))
     edit(document)
     file.write_bytes(seal(document))
+
+
+def digest(path: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder, by name."""
+    return {
+        str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for f in sorted(path.rglob("*"))
+        if f.is_file()
+    }

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from site_factory import edit_site_json, make_contents
+from site_factory import edit_site_json, index_path, make_contents, tile_path
 
 from edgeloc.errors import MapError, TileFormatError, TileMissingError
 from edgeloc.tiles import reader
-from edgeloc.tiles.layout import SiteModel
-from edgeloc.tiles.manifest import decode_manifest, seal, tile_file_name
+from edgeloc.tiles.layout import Codebook, SiteModel
+from edgeloc.tiles.manifest import decode_manifest, seal
 from edgeloc.tiles.reader import open_site, verify_site
 from edgeloc.tiles.writer import write_site
 
@@ -28,7 +28,12 @@ MODELS = {"features": SiteModel(name="orb", manifest=b"{}", network=b"onnx")}
 def original(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("manifest") / "site"
     contents = make_contents(np.random.default_rng(5))
-    write_site(path, replace(contents, models=MODELS), max_tile_bytes=490)
+    books = {
+        role: Codebook(name=role, arrays={"a": np.ones(2, np.float32)})
+        for role in ("descriptors", "global")
+    }
+    full = replace(contents, models=MODELS, codebooks=books)
+    write_site(path, full, cell_size=2.0)
     return path
 
 
@@ -103,18 +108,22 @@ def test_every_value_replaced_by_every_wrong_one(document):
         parent[at[-1]] = right
     assert {name for name, _ in accepted} <= {
         "name", "metric", "build", "covariance_scale", "gravity_in_world",
-        "geo_reference", "global_descriptor_dim", "rungs", "cameras", "family",
-        "retrieval_arrays", "index", "tiles", "models",
+        "geo_reference", "global_descriptors", "rungs", "cameras", "family",
+        "keyframes", "index", "tiles", "models", "codebooks",
     }  # fmt: skip
     free = [value for name, value in accepted if name == "index"]
     assert set(map(str, free)) <= {"0", "1", "4294967296"}  # sizes and checksums
 
 
-OPTIONAL = {("models",)}
+OPTIONAL = {
+    *[(key,) for key in ("models", "codebooks", "gravity_in_world", "geo_reference")],
+    *[("models", role) for role in ("features", "retrieval")],
+    *[("codebooks", role) for role in ("descriptors", "global")],
+}
 
 
 def test_every_key_dropped_renamed_or_added(document):
-    free = {"cameras", "build", "retrieval_arrays"}
+    free = {"cameras", "build"}
     for at in places(document):
         for edit in ("drop", "rename", "add"):
             copy = json.loads(json.dumps(document))
@@ -187,10 +196,10 @@ def test_every_bit_of_the_text_flipped(original):
         (b"{}", "format is None, expected text"),
         (b'{"format": "zip"}', "format is 'zip', expected 'edgeloc-site'"),
         (
-            b'{"format": "edgeloc-site", "format_version": 2}',
-            "format_version is 2, expected 1, all that this edgeloc reads",
+            b'{"format": "edgeloc-site", "format_version": 1}',
+            "format_version is 1, expected 2, all that this edgeloc reads",
         ),
-        (b'{"format": "edgeloc-site", "format_version": 1}', "build is missing"),
+        (b'{"format": "edgeloc-site", "format_version": 2}', "build is missing"),
     ],
 )
 def test_texts_that_are_no_site(raw, message):
@@ -221,22 +230,31 @@ def test_texts_that_say_the_same_in_another_way(original):
 @pytest.mark.parametrize(
     ("at", "value", "message"),
     [
-        (("tiles", 0, "file"), "../x", "tiles[0].file is '../x', expected 'tiles/0000"),
-        (("tiles", 0, "file"), "/etc/passwd", "expected 'tiles/000000.tile'"),
-        (("index", "file"), "../index.bin", "index.file is '../index.bin', expected"),
+        (("index", "sha256"), "../x", "expected 64 lower-case hexadecimal digits"),
         (("index", "sha256"), "A" * 64, "expected 64 lower-case hexadecimal digits"),
-        (("tiles",), [], "tiles is [], expected 1 to 1000000 tiles"),
-        (("tiles", 1, "first_point3D_id"), 0, "next to the tile before"),
-        (("tiles", 0, "box_min"), None, "tiles[0].box_min is None, expected a list"),
-        (("tiles", 0, "bytes"), True, "tiles[0].bytes is True, expected an integer"),
-        (("num_keyframes",), 7, "num_keyframes is 7, expected the sum over the tiles"),
-        (("cameras",), {}, "cameras is {}, expected at least one camera"),
+        (("index", "file"), "index.bin", "index.file is not a field of the format"),
+        (("tiles", "count"), 0, "tiles.count is 0, expected an integer from 1 to 1048"),
+        (("tiles", "landmarks"), 2**60, "expected an integer from 0 to"),
+        (("tiles", "bytes"), True, "tiles.bytes is True, expected an integer"),
+        (("tiles", "grid_origin"), [0, 0], "grid_origin is [0, 0], expected a list of"),
+        (
+            ("codebooks",),
+            {},
+            "codebooks is {}, expected at least one, or no such field",
+        ),
+        (
+            ("codebooks", "descriptors", "sha256"),
+            "x",
+            "codebooks.descriptors.sha256 is",
+        ),
+        (("global_descriptors", "coding"), "zip", "expected one of float16, int8, pq"),
+        (("global_descriptors", "dtype"), "int8", "expected one of float16"),
+        (("global_descriptors", "coding"), "int8", "dtype is 'float16', expected one"),
+        (("family", "coding"), "zip", "family.coding is 'zip', expected one of plain"),
+        (("cameras",), {}, "cameras is {}, expected 1 to 65536 cameras"),
         (("cameras", "left", "model"), "FISH", "camera model 'FISH' is unknown"),
         (("cameras", "left", "params", 0), -5.0, "focal length must be > 0"),
-        (("conventions", "pose"), "world_from_cam", "expected those of the format"),
         (("geo_reference", "latitude_deg"), 91, "expected a number from -90 to 90"),
-        (("retrieval_arrays", "mean"), [1] * 9, "expected at most 8 dimensions"),
-        (("retrieval_arrays", "mean"), [0, 2**32, 2**32], "expected a product of at"),
         (("covariance_scale",), "1", "covariance_scale is '1', expected a number"),
         (("metric",), 1, "metric is 1, expected true or false"),
         (("rungs",), ["TRACK", "TRACK"], "expected different ones of TRACK"),
@@ -251,26 +269,39 @@ def test_messages_name_the_field(path, at, value, message):
     assert str(caught.value).endswith("; copy the site again or rebuild it")
 
 
-def test_a_box_around_no_landmarks_is_refused(tmp_path):
-    contents = make_contents(np.random.default_rng(5), num_landmarks=0)
-    write_site(tmp_path / "site", contents)
-    edit_site_json(
-        tmp_path / "site", lambda d: d["tiles"][0].update(box_min=[0.0, 0.0, 0.0])
-    )
-    with pytest.raises(TileFormatError, match="expected no box around no landmarks"):
-        open_site(tmp_path / "site")
-
-
-def test_too_many_landmarks_are_refused(path):
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("keyframes", 4, "says (tiles, keyframes, camera bytes) ="),
+        ("count", 99, "says (tiles, keyframes, camera bytes) ="),
+        (
+            "landmarks",
+            7,
+            "has tiles whose num_landmarks are 6 in all, site.json says 7",
+        ),
+        ("bytes", 7, "has tiles whose num_bytes are"),
+    ],
+)
+def test_site_json_and_the_index_have_to_agree(path, field, value, message):
     def edit(document: dict) -> None:
-        for tile in document["tiles"]:
-            tile["num_landmarks"] = 2**32
-            tile["box_min"] = tile["box_max"] = [0.0, 0.0, 0.0]
-        for i, tile in enumerate(document["tiles"]):
-            tile["first_point3D_id"] = i * 2**32
+        place = document if field == "keyframes" else document["tiles"]
+        place[field] = value
 
     edit_site_json(path, edit)
-    with pytest.raises(TileFormatError, match="expected"):
+    with pytest.raises(TileFormatError, match=re.escape(message)) as caught:
+        open_site(path)
+    assert "index-" in str(caught.value)
+
+
+def test_codes_without_their_codebook_are_refused(path):
+    def edit(document: dict) -> None:
+        document["family"]["coding"] = "pq"
+        del document["codebooks"]["descriptors"]
+
+    edit_site_json(path, edit)
+    with pytest.raises(
+        TileFormatError, match=r"codebooks\.descriptors is missing: codes"
+    ):
         open_site(path)
 
 
@@ -300,39 +331,68 @@ def test_a_huge_site_json_is_not_read_whole(path, monkeypatch):
 
 
 def test_opening_does_not_touch_tiles(path):
+    file = tile_path(open_site(path))
     shutil.rmtree(path / "tiles")
     site = open_site(path)
     with pytest.raises(TileMissingError, match=r"tile: cannot be read \(No such file"):
         site.read_tile(0)
     with pytest.raises(TileMissingError, match="copy the site again"):
         verify_site(path)
-    (path / tile_file_name(0)).mkdir(parents=True)
+    file.mkdir(parents=True)
     with pytest.raises(TileMissingError, match=r"cannot be read \(Is a directory\)"):
         site.read_tile(0)
 
 
 def test_a_missing_index(path):
-    (path / "index.bin").unlink()
-    with pytest.raises(TileMissingError, match=r"index.bin: cannot be read"):
+    file = index_path(open_site(path))
+    file.unlink()
+    with pytest.raises(TileMissingError, match=f"{file.name}: cannot be read"):
         open_site(path)
+    file.write_bytes(b"")
+    with pytest.raises(TileFormatError, match="has 0 bytes, the site says"):
+        open_site(path)
+
+
+def test_a_missing_or_damaged_codebook(path):
+    site = open_site(path)
+    file = path / site.manifest.codebooks["global"].file
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-1] + b"\1")
+    for refuse in (lambda: site.codebook("global"), lambda: verify_site(path)):
+        with pytest.raises(TileFormatError, match="does not have the SHA-256"):
+            refuse()
+    file.unlink()
+    with pytest.raises(TileMissingError, match=f"{file.name}: cannot be read"):
+        site.codebook("global")
+
+
+def test_a_codebook_has_the_name_that_the_site_says(path):
+    edit_site_json(path, lambda d: d["codebooks"]["global"].update(name="other"))
+    with pytest.raises(
+        TileFormatError, match="is the codebook 'global', the site says"
+    ):
+        open_site(path).codebook("global")
 
 
 def test_a_file_of_another_size(path):
     site = open_site(path)
-    tile = path / tile_file_name(0)
+    tile = tile_path(site)
     size = tile.stat().st_size
     tile.write_bytes(tile.read_bytes() + b"\0")
-    with pytest.raises(TileFormatError, match=f"has {size + 1} bytes, site.json says"):
+    with pytest.raises(TileFormatError, match=f"has {size + 1} bytes, the site says"):
         site.read_tile(0)
 
 
 def test_only_verify_needs_the_sha256(path):
-    edit_site_json(path, lambda d: d["tiles"][0].update(sha256="0" * 64))
+    """A tile whose own checksums are in order and which is not the one listed."""
     site = open_site(path)
-    assert site.read_tile(0).tile_idx == 0
-    with pytest.raises(
-        TileFormatError, match=r"000000\.tile: does not have the SHA-256"
-    ):
+    index = index_path(site)
+    edit_site_json(
+        path,
+        lambda d: d["index"].update(sha256=index.name[6:22] + "0" * 48),
+    )
+    assert open_site(path).read_tile(0).tile_idx == 0
+    with pytest.raises(TileFormatError, match=f"{index.name}: does not have the SHA-2"):
         verify_site(path)
     with pytest.raises(TileFormatError, match="does not have the SHA-256"):
         open_site(path, verify=True)
@@ -340,6 +400,6 @@ def test_only_verify_needs_the_sha256(path):
 
 def test_there_is_no_tile_before_the_first_or_after_the_last(path):
     site = open_site(path)
-    for tile_idx in (-1, len(site.manifest.tiles)):
+    for tile_idx in (-1, len(site.tiles)):
         with pytest.raises(IndexError, match=f"tile {tile_idx} of"):
             site.read_tile(tile_idx)

@@ -38,7 +38,8 @@ def test_models_come_back_byte_by_byte(path):
     }
     for role, model in (("features", FEATURES), ("retrieval", PLACES)):
         manifest = site.model_manifest(role)
-        assert manifest == path / "models" / f"{role}.json"
+        assert manifest.parent.parent == path / "models"
+        assert manifest.name == f"{role}.json"
         assert manifest.read_bytes() == model.manifest
         assert manifest.with_suffix(".onnx").read_bytes() == model.network
     sizes = [p.stat().st_size for p in path.rglob("*") if p.is_file()]
@@ -63,12 +64,12 @@ def test_a_site_without_models_says_nothing_of_them(tmp_path):
 @pytest.mark.parametrize("name", ["features.json", "features.onnx", "retrieval.onnx"])
 def test_a_model_file_that_is_missing_or_changed_is_refused(path, name):
     """Opening the map does not read networks; verifying and using them does."""
-    file = path / "models" / name
+    [file] = path.glob(f"models/*/{name}")
     role = file.stem
     raw = file.read_bytes()
     for damaged, message in (
-        (raw[:-1], f"has {len(raw) - 1} bytes, site.json says {len(raw)}"),
-        (raw[:-1] + b"!", "does not have the SHA-256 that site.json says"),
+        (raw[:-1], f"has {len(raw) - 1} bytes, the site says {len(raw)}"),
+        (raw[:-1] + b"!", "does not have the SHA-256 that the site says"),
         (None, r"cannot be read \(No such file or directory\); copy the site again"),
     ):
         if damaged is None:
@@ -86,14 +87,17 @@ def test_a_model_file_that_is_missing_or_changed_is_refused(path, name):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda d: d["models"].clear(), "models is {}, expected at least one model"),
+        (
+            lambda d: d["models"].clear(),
+            "models is {}, expected at least one, or no such",
+        ),
         (
             lambda d: d["models"].update(heads=d["models"]["features"]),
             "models.heads is not a field of the format",
         ),
         (
             lambda d: d["models"]["features"]["network"].update(file="../../x.onnx"),
-            r"network.file is '../../x.onnx', expected 'models/features.onnx'",
+            "models.features.network.file is not a field of the format",
         ),
         (
             lambda d: d["models"]["features"].update(name="sift"),

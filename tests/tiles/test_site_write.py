@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from site_factory import make_contents, with_poses
+from site_factory import digest, make_contents, with_poses
 
-from edgeloc.errors import MapError
-from edgeloc.tiles import writer
-from edgeloc.tiles.layout import PoseArrays
+from edgeloc.errors import MapError, TileMissingError
+from edgeloc.tiles import site_folder, writer
+from edgeloc.tiles.layout import Codebook, PoseArrays
 from edgeloc.tiles.reader import open_site, verify_site
 from edgeloc.tiles.writer import write_site
-
-
-def digest(path: Path) -> dict[str, str]:
-    return {
-        str(f.relative_to(path)): hashlib.sha256(f.read_bytes()).hexdigest()
-        for f in sorted(path.rglob("*"))
-        if f.is_file()
-    }
 
 
 @pytest.fixture
@@ -47,11 +40,14 @@ def test_the_same_contents_give_the_same_bytes(tmp_path, contents):
     second = write_site(tmp_path / "deeper" / "b", shuffled, cell_size=4.0)
     assert first == second
     assert digest(tmp_path / "a") == digest(tmp_path / "deeper" / "b")
-    assert sorted(digest(tmp_path / "a"))[:3] == [
-        "index.bin",
-        "site.json",
-        "tiles/000000.tile",
-    ]
+    names = sorted(digest(tmp_path / "a"))
+    for name, pattern in zip(
+        names, ("index-[0-9a-f]{16}.bin", "site.json", "tiles/[0-9a-f]{16}.tile"),
+        strict=False,
+    ):  # fmt: skip
+        assert re.fullmatch(pattern, name)
+    for name, sha256 in digest(tmp_path / "a").items():
+        assert name == "site.json" or sha256[:16] in name
 
 
 def test_any_change_gives_another_map_id(tmp_path, contents):
@@ -64,10 +60,11 @@ def test_any_change_gives_another_map_id(tmp_path, contents):
         {"covariance_scale": 1.5},
         {"build": {}},
         {"landmarks": replace(contents.landmarks, sigmas=sigmas)},
-        {"keyframes": with_poses(contents.keyframes, t=contents.keyframes.t + 1e-9)},
+        {"keyframes": with_poses(contents.keyframes, t=contents.keyframes.t + 1e-3)},
     ):
         ids.add(write_site(tmp_path / "s", replace(contents, **change)).map_id)
     assert len(ids) == 7
+    assert write_site(tmp_path / "s", contents).map_id in ids
     assert all(len(map_id) == 16 for map_id in ids)
 
 
@@ -100,9 +97,10 @@ def test_the_bytes_of_a_known_site_do_not_change(tmp_path):
         retrieval_arrays={"mean": np.array([1.5, -2.0], np.float32)},
     )
     manifest = write_site(tmp_path / "site", known)
-    assert manifest.tiles[0].file.sha256[:16] == "5842f1ae4813f267"
-    assert manifest.index.sha256[:16] == "7388837e79c5186a"
-    assert manifest.map_id == "ee9dbe6b4f406a3a"
+    [tile] = open_site(tmp_path / "site", verify=True).tiles
+    assert tile.sha256[:16] == "4aa63ff23ba8a1bb"
+    assert manifest.index.sha256[:16] == "ef86718ab225b497"
+    assert manifest.map_id == "cc111c65c220dc71"
 
 
 class DiskFullError(OSError):
@@ -131,7 +129,8 @@ def fail_at(monkeypatch):
         wrap(os, "fsync")
         wrap(Path, "replace")
         wrap(Path, "mkdir")
-        wrap(writer.tempfile, "mkdtemp")
+        wrap(Path, "unlink")
+        wrap(site_folder.tempfile, "mkdtemp")
         return calls
 
     return arm
@@ -143,37 +142,48 @@ def test_an_interrupted_write_leaves_the_old_site_or_nothing(
     tmp_path, rng, fail_at, monkeypatch, old, error
 ):
     """Fail at every step in turn. Afterwards there is the old site, whole, or the new
-    one, whole, or none where there was none; and no scrap beside it."""
+    one, whole, or none where there was none; and no scrap beside it. The next write
+    removes what an interrupted one left inside."""
     path = tmp_path / "site"
     before, after = make_contents(rng), make_contents(rng, num_landmarks=20)
-    new_id = write_site(tmp_path / "other", after, cell_size=2.0).map_id
-    for n in range(100):
+    new_id = write_site(tmp_path / "other", after, cell_size=4.0).map_id
+    old_id = write_site(tmp_path / "before", before).map_id
+    ids = []
+    for n in range(200):
+        if path.exists():
+            shutil.rmtree(path)
         if old:
             write_site(path, before)
-        expected = open_site(path).manifest.map_id if old else None
         calls = fail_at(n, error)
         message = ""
         try:
-            write_site(path, after, cell_size=2.0)
+            write_site(path, after, cell_size=4.0)
         except (MapError, KeyboardInterrupt) as exc:
             message = str(exc) or "interrupted"
         monkeypatch.undo()
-        assert {p.name for p in tmp_path.iterdir()} <= {"site", "other"}
-        found = open_site(path, verify=True).manifest.map_id if path.exists() else None
+        assert {p.name for p in tmp_path.iterdir()} <= {"site", "other", "before"}
         assert message in {
             "",
             "interrupted",
             f"{path}: cannot be written: No space left on device",
         }
+        if path.exists():
+            ids.append(open_site(path, verify=True).manifest.map_id)
         if not message:
-            assert found == new_id
             break
-        if "replace" not in calls[: n + (not old)]:
-            assert found == expected
-        assert found in {expected, new_id}
-        if path.exists() and not old:
-            writer.shutil.rmtree(path)
+        if old:
+            write_site(path, before)
+            write_site(path, after, cell_size=4.0)
+            assert open_site(path, verify=True).manifest.map_id == new_id
+            kept = {*digest(tmp_path / "other"), *digest(tmp_path / "before")}
+            assert set(digest(path)) <= kept | {"previous.json"}
     assert n == len(calls) > 10
+    assert ids[-1] == new_id
+    if old:
+        # There always is a site, and the new one once it has been there.
+        assert len(ids) == n + 1
+        assert ids == sorted(ids, key=[old_id, new_id].index)
+        assert ids[0] == old_id
 
 
 def test_only_a_site_or_an_empty_folder_is_replaced(tmp_path, contents):
@@ -202,6 +212,75 @@ def test_a_folder_that_cannot_be_made_is_a_map_error(tmp_path, contents):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(MapError, match="cannot be written: "):
         write_site(tmp_path / "file" / "site", contents)
+
+
+def test_a_new_version_keeps_the_files_of_the_one_before(tmp_path, rng, contents):
+    """A device that runs on the version before goes on; after one more it cannot."""
+    path = tmp_path / "site"
+    points3D = contents.landmarks.points3D
+    moved = replace(
+        contents, landmarks=replace(contents.landmarks, points3D=points3D + 0.5)
+    )
+    third = replace(
+        contents, landmarks=replace(contents.landmarks, points3D=points3D + 1.5)
+    )
+    (tmp_path / "notes.txt").write_text("mine")
+    write_site(path, contents, cell_size=4.0)
+    (path / "notes.txt").write_text("mine")
+    running = open_site(path)
+    assert len(running.tiles) > 3
+    write_site(path, moved, cell_size=4.0)
+    assert open_site(path, verify=True).manifest.map_id != running.manifest.map_id
+    for tile_idx in range(len(running.tiles)):
+        running.read_tile(tile_idx, verify=True)
+    write_site(path, third, cell_size=4.0)
+    with pytest.raises(TileMissingError):
+        running.read_tile(0)
+    # What is mapped stays.
+    assert len(running.keyframes.R) == len(running.keyframes)
+    fresh = tmp_path / "fresh"
+    write_site(fresh, third, cell_size=4.0)
+    write_site(fresh, moved, cell_size=4.0)
+    write_site(fresh, third, cell_size=4.0)
+    extra = set(digest(path)) - {"notes.txt"}
+    assert extra == set(digest(fresh))
+    assert (path / "notes.txt").read_text() == "mine"
+
+
+def test_what_does_not_change_is_not_written_again(tmp_path, contents, monkeypatch):
+    path = tmp_path / "site"
+    write_site(path, contents, cell_size=4.0)
+    before = digest(path)
+    write_site(path, contents, cell_size=4.0)
+    assert digest(path) == before
+    assert not (path / "previous.json").exists()
+
+
+def test_a_damaged_file_is_mended_by_writing_the_site_again(tmp_path, contents):
+    path = tmp_path / "site"
+    write_site(path, contents)
+    [tile] = (path / "tiles").iterdir()
+    tile.write_bytes(b"damaged")
+    with pytest.raises(MapError):
+        verify_site(path)
+    write_site(path, contents)
+    verify_site(path)
+
+
+def test_a_folder_with_the_remains_of_another_site_is_taken_over(tmp_path, contents):
+    """Of an older format, say: its site.json is replaced, its files are removed."""
+    path = tmp_path / "site"
+    (path / "tiles").mkdir(parents=True)
+    (path / "site.json").write_text('{"format_version": 1}')
+    (path / "index.bin").write_bytes(b"old")
+    (path / "tiles" / "000000.tile").write_bytes(b"old")
+    (path / "tiles" / "link").symlink_to(tmp_path)
+    write_site(path, contents)
+    names = set(digest(path))
+    assert names == {*digest(path), "previous.json"}
+    assert "index.bin" not in names
+    assert len(list((path / "tiles").iterdir())) == 1
+    verify_site(path)
 
 
 def test_too_many_tiles_are_refused(tmp_path, contents, monkeypatch):
@@ -239,6 +318,7 @@ def _bad(array_name: str, value: float, table: str = "landmarks"):
         (_keyframes(keyframe_ids=np.array([3, 2, 7])), "must be integers, ascending"),
         (_keyframes(keyframe_ids=np.array([-1, 2, 7])), "must be integers, ascending"),
         (_keyframes(keyframe_ids=np.array([0.0, 1, 2])), "must be integers"),
+        (_keyframes(keyframe_ids=np.array([0, 1, 2**32])), "at most 4294967295"),
         (_keyframes(camera_ids=("left", "left", "up")), "must name one of the site's"),
         (_keyframes(camera_ids=("left", "left")), "must name one of the site's"),
         (_poses(R=np.eye(3)), r"R has shape \(3, 3\), expected \(3, 3, 3\)"),
@@ -248,7 +328,39 @@ def _bad(array_name: str, value: float, table: str = "landmarks"):
         (_poses(t=np.full((3, 3), np.nan)), "keyframes.t must be finite"),
         (_poses(t=np.full((3, 3), 1e9)), r"from -1e\+08 to 1e\+08"),
         (_keyframes(global_codes=np.zeros(3, np.float32)), r"expected \(3, G\)"),
-        (_bad("global_codes", 2.0, "keyframes"), "finite and from -1 to 1"),
+        (_bad("global_codes", np.nan, "keyframes"), "global_codes must be finite"),
+        (_bad("global_codes", 1e9, "keyframes"), "global_codes must be finite"),
+        (_keyframes(global_codes=np.zeros((3, 2))), "float64, expected float16 for"),
+        (lambda c: replace(c, global_coding="zip"), "'zip', expected one of float16"),
+        (lambda c: replace(c, global_coding="int8"), "expected int8 for 'int8'"),
+        (
+            lambda c: replace(
+                _keyframes(global_codes=np.zeros((3, 2), np.uint8))(c),
+                global_coding="pq",
+            ),
+            r"codebooks\['global'\] is missing: codes say nothing without it",
+        ),
+        (
+            lambda c: replace(c, family=replace(c.family, coding="pq")),
+            r"codebooks\['descriptors'\] is missing",
+        ),
+        (lambda c: replace(c, family=replace(c.family, coding="x")), "family.coding"),
+        (
+            lambda c: replace(c, codebooks={"x": Codebook(name="", arrays={})}),
+            "codebooks are for descriptors and global, not x",
+        ),
+        (
+            lambda c: replace(
+                c,
+                codebooks={
+                    "global": Codebook(name="", arrays={"a": np.float32([np.nan])})
+                },
+            ),
+            r"codebooks\['global'\].arrays\['a'\] must be finite and of the types",
+        ),
+        (lambda c: replace(c, position_step=0.0), "position_step is 0.0, expected a"),
+        (lambda c: replace(c, position_step=np.nan), "position_step is nan"),
+        (lambda c: replace(c, grid_origin=(0.0, 1e9, 0.0)), "grid_origin is"),
         (_bad("points3D", np.nan), "landmarks.points3D must be finite"),
         (_bad("points3D", -2e8), "landmarks.points3D must be finite"),
         (_landmarks(sigmas=np.ones(3, np.float32)), r"sigmas has shape \(3,\)"),
@@ -276,11 +388,11 @@ def _bad(array_name: str, value: float, table: str = "landmarks"):
         ),
         (
             lambda c: replace(c, retrieval_arrays={"a": np.zeros(2)}),
-            r"retrieval_arrays\['a'\] must be finite float32",
+            r"retrieval_arrays\['a'\] must be finite and of the types uint8",
         ),
         (
             lambda c: replace(c, retrieval_arrays={"a": np.float32([np.nan])}),
-            r"retrieval_arrays\['a'\] must be finite float32",
+            r"retrieval_arrays\['a'\] must be finite and of the types uint8",
         ),
         (lambda c: replace(c, covariance_scale=0.0), "covariance_scale is 0.0"),
         (lambda c: replace(c, covariance_scale=np.nan), "do not fit: "),

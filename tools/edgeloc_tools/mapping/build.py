@@ -104,7 +104,7 @@ class BuildOptions:
     triangulation: TriangulationOptions = field(default_factory=TriangulationOptions)
     num_words: int = 64
     vlad_dim: int = 32
-    max_tile_bytes: int = 4 << 20
+    max_tile_bytes: int = 256 << 10
     seed: int = 0
 
     def __post_init__(self) -> None:

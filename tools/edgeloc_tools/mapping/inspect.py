@@ -19,7 +19,7 @@ def describe_site(path: Path) -> dict[str, object]:
     """
     site = open_site(path)
     manifest = site.manifest
-    tiles = [site.read_tile(idx) for idx in range(len(manifest.tiles))]
+    tiles = [site.read_tile(idx) for idx in range(len(site.tiles))]
     observations = np.concatenate(
         [t.landmarks.num_observations for t in tiles] or [np.zeros(0, np.int64)]
     )
@@ -43,12 +43,13 @@ def describe_site(path: Path) -> dict[str, object]:
         },
         "bytes": {
             "total": manifest.total_bytes,
-            "tiles": sum(f.stat().st_size for f in (path / "tiles").iterdir()),
+            "tiles": manifest.tile_bytes,
             "models": sum(
                 model.manifest.num_bytes + model.network.num_bytes
                 for model in manifest.models.values()
             ),
-            "index": (path / "index.bin").stat().st_size,
+            "codebooks": sum(c.num_bytes for c in manifest.codebooks.values()),
+            "index": manifest.index.num_bytes,
             "site.json": (path / "site.json").stat().st_size,
         },
         "tiles": len(tiles),
