@@ -9,6 +9,7 @@ The tree::
     ├── MapError              3  a site that cannot be used or built
     │   ├── TileFormatError   3  bytes on disk that are not what FORMAT.md says
     │   ├── TileMissingError  3  a tile that the site lists and the folder lacks
+    │   │   └── TileSlowError   3  a tile that was not read in the time there was
     │   └── MapModelMismatchError  3  a site built for other models
     ├── ModelError            4  a model file that cannot be used
     │   └── BackendUnavailableError  4  an inference backend that is missing
@@ -65,6 +66,10 @@ class TileFormatError(MapError):
 
 class TileMissingError(MapError):
     """A tile that the site lists is not there, or cannot be read."""
+
+
+class TileSlowError(TileMissingError):
+    """A tile was not read in time: this frame goes on without it, the next has it."""
 
 
 class MapModelMismatchError(MapError):

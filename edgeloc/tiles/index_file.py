@@ -149,9 +149,9 @@ def center_step(centers: FloatArray, wanted: float | None) -> float:
     wanted : float, optional
         As `SiteContents.position_step`.
     """
-    if wanted is None:
-        wanted = min(CENTER_STEP, codec.position_step(centers))
-    return codec.position_step(centers, wanted)
+    # Finer than landmarks: there are few, and poses between them are as good as they.
+    fine = min(CENTER_STEP, codec.position_step(centers))
+    return codec.position_step(centers, fine if wanted is None else min(fine, wanted))
 
 
 def encode_index(

@@ -151,7 +151,7 @@ class KeyframeTable:
     def __post_init__(self) -> None:
         ids = self.keyframe_ids
         if np.any(ids[1:] < ids[:-1]):
-            object.__setattr__(self, "_by_id", np.argsort(ids, kind="stable"))
+            object.__setattr__(self, "_by_id", np.argsort(ids))
 
     def __len__(self) -> int:
         return len(self.keyframe_ids)
@@ -324,6 +324,12 @@ class Tile:
     def first_point3D_id(self) -> int:
         """Landmark ids of the tile are consecutive from here."""
         return self.tile_idx << LANDMARK_BITS
+
+    @property
+    def seen_tile_idx(self) -> IntArray:
+        """Tiles, this one maybe among them, whose landmarks the keyframes see."""
+        owners = np.sort(self.visible_point3D_ids >> LANDMARK_BITS)
+        return owners[np.diff(owners, prepend=-1) > 0]
 
     @property
     def num_bytes(self) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from site_factory import landmark_of, make_contents, tile_path
+from site_factory import landmark_of, make_contents
 
-from edgeloc.errors import ConfigError, TileFormatError, TileMissingError
+from edgeloc.errors import TileMissingError
 from edgeloc.runtime.tile_cache import TileCache
 from edgeloc.tiles.reader import (
     assemble_local_map,
@@ -102,61 +102,3 @@ def test_a_tile_that_is_not_loaded_and_a_keyframe_that_is_not_there(site):
         assemble_local_map({}, site, ids)
     with pytest.raises(KeyError):
         assemble_local_map(site.read_tile, site, np.array([ids[-1] + 1]))
-
-
-def test_the_cache_keeps_the_tiles_used_last(site):
-    sizes = [site.read_tile(i).num_bytes for i in range(4)]
-    room = sizes[0] + sizes[2] + max(sizes[1], sizes[3])
-    cache = TileCache(site, max_bytes=room)
-    first = cache.load(0)
-    cache.load(1)
-    assert cache.load(0) is first
-    assert (cache.hits, cache.misses, cache.num_bytes) == (1, 2, sum(sizes[:2]))
-    cache.load(2)
-    cache.load(3)
-    assert 0 in cache
-    assert 1 not in cache
-    assert cache.num_bytes == sum(site.read_tile(i).num_bytes for i in (0, 2, 3))
-    assert len(cache) == 3
-
-
-def test_the_cache_never_exceeds_its_bound(site, rng):
-    biggest = max(site.read_tile(i).num_bytes for i in range(len(site.tiles)))
-    cache = TileCache(site, max_bytes=2 * biggest)
-    for tile_idx in rng.integers(0, len(site.tiles), 200).tolist():
-        assert cache.load(tile_idx).tile_idx == tile_idx
-        assert cache.num_bytes <= 2 * biggest
-    assert cache.hits + cache.misses == 200
-    assert cache.hits > 0
-
-
-def test_a_tile_larger_than_the_cache_is_handed_out_and_not_kept(site):
-    cache = TileCache(site, max_bytes=1)
-    assert cache.load(0).tile_idx == 0
-    assert (len(cache), cache.num_bytes) == (0, 0)
-    with pytest.raises(ConfigError, match="max_bytes=0 of the tile cache must be > 0"):
-        TileCache(site, max_bytes=0)
-
-
-def test_a_corrupt_tile_is_read_once_and_a_missing_one_again(site):
-    path = tile_path(site)
-    good = path.read_bytes()
-    path.write_bytes(good[:-1] + b"\1")
-    cache = TileCache(site, max_bytes=1 << 20)
-    with pytest.raises(TileFormatError) as first:
-        cache.load(0)
-    path.write_bytes(good)
-    with pytest.raises(TileFormatError) as second:
-        cache.load(0)
-    assert str(second.value) == str(first.value)
-    assert second.value.offset == first.value.offset
-    assert second.value is not first.value
-    assert cache.misses == 2
-
-    other = tile_path(site, 1)
-    data = other.read_bytes()
-    other.unlink()
-    with pytest.raises(TileMissingError):
-        cache.load(1)
-    other.write_bytes(data)
-    assert cache.load(1).tile_idx == 1
