@@ -10,7 +10,8 @@ The tree::
     │   ├── TileFormatError   3  bytes on disk that are not what FORMAT.md says
     │   ├── TileMissingError  3  a tile that the site lists and the folder lacks
     │   │   └── TileSlowError   3  a tile that was not read in the time there was
-    │   └── MapModelMismatchError  3  a site built for other models
+    │   ├── MapModelMismatchError  3  a site built for other models
+    │   └── UntrustedSiteError  3  a site that nobody trusted has signed
     ├── ModelError            4  a model file that cannot be used
     │   └── BackendUnavailableError  4  an inference backend that is missing
     └── CameraError           5  a camera or stream that cannot be opened or read
@@ -74,6 +75,10 @@ class TileSlowError(TileMissingError):
 
 class MapModelMismatchError(MapError):
     """The site was built for other models than those given."""
+
+
+class UntrustedSiteError(MapError):
+    """The site is not signed, or not by a key that was given."""
 
 
 class ModelError(EdgelocError):

@@ -7,6 +7,7 @@ are looked at.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from edgeloc.tiles.container import (
     unpack,
 )
 from edgeloc.tiles.layout import KeyframePoses, KeyframeTable
-from edgeloc.tiles.manifest import SiteManifest
+from edgeloc.tiles.manifest import IndexEntry, SiteManifest, index_file_name
 from edgeloc.tiles.tile_table import (
     TileEntry,
     TileTable,
@@ -149,9 +150,9 @@ def center_step(centers: FloatArray, wanted: float | None) -> float:
     wanted : float, optional
         As `SiteContents.position_step`.
     """
-    # Finer than landmarks: there are few, and poses between them are as good as they.
-    fine = min(CENTER_STEP, codec.position_step(centers))
-    return codec.position_step(centers, fine if wanted is None else min(fine, wanted))
+    if wanted is None:
+        wanted = min(CENTER_STEP, codec.position_step(centers))
+    return codec.position_step(centers, wanted)
 
 
 def encode_index(
@@ -216,6 +217,35 @@ def encode_index(
         "GDSC": codec.encode_raw(codes, codec.DTYPES[codes.dtype.name]),
         **encode_arrays(retrieval_arrays),
     }
+    return pack(FileKind.INDEX, sections)
+
+
+def index_entry(data: bytes) -> IndexEntry:
+    """Return what site.json says of an index, from its bytes."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    return IndexEntry(
+        file=index_file_name(sha256),
+        num_bytes=len(data),
+        sha256=sha256,
+        crc32=unpack(data, FileKind.INDEX, TAGS).crc32,
+    )
+
+
+def with_tiles(data: bytes, tiles: Sequence[TileEntry]) -> bytes:
+    """Return an index with another tile table; nothing else is coded anew.
+
+    Parameters
+    ----------
+    data : bytes
+        An index.
+    tiles : sequence of TileEntry
+        With the keyframes of the tiles before.
+    """
+    sections = {
+        tag: (section.codec, bytes(section.payload))
+        for tag, section in unpack(data, FileKind.INDEX, TAGS).sections.items()
+    }
+    sections["TILE"] = (int(codec.Codec.RAW), encode_tile_table(tiles))
     return pack(FileKind.INDEX, sections)
 
 

@@ -350,6 +350,32 @@ def encode_manifest(contents: SiteContents, files: WrittenFiles) -> bytes:
     return seal(document)
 
 
+def with_tile_table(
+    site_json: bytes, *, index: IndexEntry, tile_bytes: int, num_landmarks: int
+) -> bytes:
+    """Return the text of site.json with another index.
+
+    Parameters
+    ----------
+    site_json : bytes
+        Of the version before.
+    index : IndexEntry
+        The new one.
+    tile_bytes, num_landmarks : int
+        Sums over its tile table.
+    """
+    fields = parse_json(site_json, TileFormatError).members()
+    document = {key: field.value for key, field in fields.items()}
+    tiles = {key: field.value for key, field in fields["tiles"].members().items()}
+    return seal(
+        {
+            **document,
+            "index": {**_file_document(index), "crc32": index.crc32},
+            "tiles": {**tiles, "bytes": tile_bytes, "landmarks": num_landmarks},
+        }
+    )
+
+
 def _decode_size(fields: Mapping[str, Field]) -> tuple[int, str]:
     return fields["bytes"].integer(1, MAX_FILE_BYTES), fields["sha256"].sha256()
 

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +31,9 @@ from edgeloc.tiles.manifest import (
     FileEntry,
     SiteManifest,
     decode_manifest,
-    tile_file_name,
 )
+from edgeloc.tiles.signing import check_signature
+from edgeloc.tiles.site_folder import signature_of, tile_file
 from edgeloc.tiles.tile_file import decode_tile, is_canonical
 from edgeloc.tiles.tile_table import TileEntry, TileTable
 from edgeloc.types import Float32Array, FloatArray, IntArray
@@ -216,12 +217,7 @@ class Site:
         TileMissingError
             When the file is gone.
         """
-        listed = self.tiles[tile_idx]
-        entry = FileEntry(
-            file=tile_file_name(listed.sha256),
-            num_bytes=listed.num_bytes,
-            sha256=listed.sha256,
-        )
+        entry = tile_file(self.tiles[tile_idx])
         data = _read_file(self.path, entry, verify=verify or self.verify)
         start, end = self.tiles.first_keyframe[tile_idx : tile_idx + 2]
         with _in_file(self.path / entry.file):
@@ -292,7 +288,9 @@ def open_version(path: Path, manifest: SiteManifest, *, verify: bool = False) ->
     )
 
 
-def open_site(path: Path, *, verify: bool = False) -> Site:
+def open_site(
+    path: Path, *, verify: bool = False, trusted_keys: Sequence[bytes] = ()
+) -> Site:
     """Return an open site; tiles are left on disk.
 
     Parameters
@@ -301,6 +299,10 @@ def open_site(path: Path, *, verify: bool = False) -> Site:
         The folder that edgeloc-build wrote.
     verify : bool
         Read and check every file first, as `verify_site`.
+    trusted_keys : sequence of bytes
+        Public keys, from `edgeloc.tiles.signing.read_public_key`. With any, site.json
+        has to be signed with one of them, and the SHA-256 of every file that is read
+        has to be that which was signed.
 
     Returns
     -------
@@ -310,6 +312,8 @@ def open_site(path: Path, *, verify: bool = False) -> Site:
     ------
     MapError
         When there is no site.
+    UntrustedSiteError
+        When it is not signed with a trusted key.
     TileFormatError
         When site.json or the index is not what FORMAT.md says; with `verify` also for
         tiles.
@@ -320,8 +324,10 @@ def open_site(path: Path, *, verify: bool = False) -> Site:
     if not (path / SITE_FILE).is_file():
         state = f"has no {SITE_FILE}" if path.is_dir() else "is not a folder"
         raise MapError(f"{path}: {state}; give a site that edgeloc-build wrote")
-    manifest, _ = read_manifest(path / SITE_FILE)
-    site = open_version(path, manifest)
+    manifest, raw = read_manifest(path / SITE_FILE)
+    if trusted_keys:
+        check_signature(path / signature_of(manifest), raw, trusted_keys)
+    site = open_version(path, manifest, verify=bool(trusted_keys))
     if verify:
         _check_files(site)
     return site
@@ -340,20 +346,22 @@ def _check_files(site: Site) -> None:
         site.codebook(role)
 
 
-def verify_site(path: Path) -> None:
+def verify_site(path: Path, *, trusted_keys: Sequence[bytes] = ()) -> None:
     """Read and check every file of a site, down to its SHA-256.
 
     Parameters
     ----------
     path : Path
         The folder.
+    trusted_keys : sequence of bytes
+        As for `open_site`.
 
     Raises
     ------
     MapError
         As `open_site`, for the first file that is wrong.
     """
-    open_site(path, verify=True)
+    open_site(path, verify=True, trusted_keys=trusted_keys)
 
 
 def _load(tiles: TileSource, tile_idx: int) -> Tile:

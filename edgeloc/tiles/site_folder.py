@@ -22,11 +22,12 @@ from edgeloc.tiles.manifest import (
     PREVIOUS_FILE,
     SITE_FILE,
     TILE_FOLDER,
+    FileEntry,
     SiteManifest,
     signature_file_name,
     tile_file_name,
 )
-from edgeloc.tiles.tile_table import TileTable
+from edgeloc.tiles.tile_table import TileEntry, TileTable
 
 STAGING_PREFIX = ".tmp-"
 _OWN_FOLDERS = (TILE_FOLDER, MODEL_FOLDER)
@@ -83,8 +84,8 @@ def staging_folder(parent: Path, prefix: str = STAGING_PREFIX) -> Iterator[Path]
                 remove_tree(folder)
 
 
-def referenced_files(manifest: SiteManifest, tiles: TileTable) -> dict[str, int]:
-    """Return the sizes of all files of a site but site.json, by name, in a fixed order.
+def referenced_files(manifest: SiteManifest, tiles: TileTable) -> dict[str, FileEntry]:
+    """Return all files of a site but site.json and its signature, sorted by name.
 
     Parameters
     ----------
@@ -93,12 +94,18 @@ def referenced_files(manifest: SiteManifest, tiles: TileTable) -> dict[str, int]
     tiles : TileTable
         Its tile table.
     """
-    entries = [manifest.index, *manifest.codebooks.values()]
+    entries: list[FileEntry] = [manifest.index, *manifest.codebooks.values()]
     for model in manifest.models.values():
         entries += [model.manifest, model.network]
-    sizes = {entry.file: entry.num_bytes for entry in entries}
-    sizes.update({tile_file_name(tile.sha256): tile.num_bytes for tile in tiles})
-    return dict(sorted(sizes.items()))
+    entries += [tile_file(tile) for tile in tiles]
+    return {entry.file: entry for entry in sorted(entries, key=lambda e: e.file)}
+
+
+def tile_file(tile: TileEntry) -> FileEntry:
+    """Return the file of a row of the tile table."""
+    return FileEntry(
+        file=tile_file_name(tile.sha256), num_bytes=tile.num_bytes, sha256=tile.sha256
+    )
 
 
 def install(staging: Path, site: Path) -> None:
@@ -115,7 +122,8 @@ def install(staging: Path, site: Path) -> None:
     sync_tree(site)
 
 
-def _replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file under its name at once, whatever was there."""
     with staging_folder(path.parent) as folder:
         write_file(folder / path.name, data)
         (folder / path.name).replace(path)
@@ -134,8 +142,8 @@ def switch(site: Path, site_json: bytes) -> None:
     """
     current = site / SITE_FILE
     with contextlib.suppress(FileNotFoundError):
-        _replace_file(site / PREVIOUS_FILE, current.read_bytes())
-    _replace_file(current, site_json)
+        replace_file(site / PREVIOUS_FILE, current.read_bytes())
+    replace_file(current, site_json)
 
 
 def remove_unreferenced(site: Path, keep: set[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -163,6 +164,43 @@ def encode_tile(
         "VIDS": (int(codec.Codec.TRACKS), visible),
     }
     return pack(FileKind.TILE, sections)
+
+
+def tile_entry(
+    tile: Tile,
+    data: bytes,
+    *,
+    cell: Cell,
+    origin: tuple[float, float, float],
+    step: float,
+) -> TileEntry:
+    """Return the row of a tile in the tile table.
+
+    Parameters
+    ----------
+    tile : Tile
+        The tile.
+    data : bytes
+        Its file.
+    cell : Cell
+        Where it is.
+    origin : tuple of 3 float
+        Of the grid of cells.
+    step : float
+        With which its positions were stored.
+    """
+    stored = np.rint(tile.landmarks.points3D / step) * step
+    return TileEntry(
+        cell=cell,
+        box=box_codes(cell, stored - np.array(origin)),
+        num_bytes=len(data),
+        crc32=unpack(data, FileKind.TILE, TAGS).crc32,
+        sha256=hashlib.sha256(data).hexdigest(),
+        num_landmarks=len(tile.landmarks),
+        num_descriptors=len(tile.landmarks.descriptors),
+        num_keyframes=len(tile.keyframe_ids),
+        num_visible=len(tile.visible_point3D_ids),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

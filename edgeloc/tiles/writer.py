@@ -13,7 +13,7 @@ from edgeloc.errors import MapError, TileFormatError
 from edgeloc.tiles import codec, index_file, tile_file
 from edgeloc.tiles.arrays import encode_codebook
 from edgeloc.tiles.bits import offsets_of, ranges
-from edgeloc.tiles.container import HEADER, TABLE_ENTRY, FileKind, unpack
+from edgeloc.tiles.container import HEADER, TABLE_ENTRY
 from edgeloc.tiles.contents_check import check_contents
 from edgeloc.tiles.layout import (
     LANDMARK_BITS,
@@ -26,14 +26,12 @@ from edgeloc.tiles.manifest import (
     SITE_FILE,
     TILE_FOLDER,
     CodebookEntry,
-    IndexEntry,
     ModelEntry,
     SiteManifest,
     WrittenFiles,
     codebook_file_name,
     decode_manifest,
     encode_manifest,
-    index_file_name,
     model_entry,
     tile_file_name,
 )
@@ -47,9 +45,9 @@ from edgeloc.tiles.site_folder import (
     sync_tree,
     write_file,
 )
-from edgeloc.tiles.tile_table import MAX_TILES, Cell, TileEntry, box_codes
+from edgeloc.tiles.tile_table import MAX_TILES, Cell, TileEntry
 from edgeloc.tiles.tracks import track_order
-from edgeloc.tiles.update import switch_to
+from edgeloc.tiles.versions import switch_to
 from edgeloc.types import IntArray
 
 MAX_TILE_BYTES = 256 << 10
@@ -153,43 +151,6 @@ def _make_tiles(contents: SiteContents, parts: Sequence[Part]) -> Iterator[Tile]
         )
 
 
-def tile_entry(
-    tile: Tile,
-    data: bytes,
-    *,
-    cell: Cell,
-    origin: tuple[float, float, float],
-    step: float,
-) -> TileEntry:
-    """Return the row of a tile in the tile table.
-
-    Parameters
-    ----------
-    tile : Tile
-        The tile.
-    data : bytes
-        Its file.
-    cell : Cell
-        Where it is.
-    origin : tuple of 3 float
-        Of the grid of cells.
-    step : float
-        With which its positions were stored.
-    """
-    stored = np.rint(tile.landmarks.points3D / step) * step
-    return TileEntry(
-        cell=cell,
-        box=box_codes(cell, stored - np.array(origin)),
-        num_bytes=len(data),
-        crc32=unpack(data, FileKind.TILE, tile_file.TAGS).crc32,
-        sha256=hashlib.sha256(data).hexdigest(),
-        num_landmarks=len(tile.landmarks),
-        num_descriptors=len(tile.landmarks.descriptors),
-        num_keyframes=len(tile.keyframe_ids),
-        num_visible=len(tile.visible_point3D_ids),
-    )
-
-
 def _write_tiles(
     folder: Path,
     contents: SiteContents,
@@ -207,7 +168,7 @@ def _write_tiles(
             cell_of=lambda row: parts[row][0],
             step=step,
         )
-        entry = tile_entry(
+        entry = tile_file.tile_entry(
             tile,
             data,
             cell=parts[tile.tile_idx][0],
@@ -276,17 +237,6 @@ def _write_codebooks(folder: Path, contents: SiteContents) -> dict[str, Codebook
     return entries
 
 
-def index_entry(data: bytes) -> IndexEntry:
-    """Return what site.json says of an index, from its bytes."""
-    sha256 = hashlib.sha256(data).hexdigest()
-    return IndexEntry(
-        file=index_file_name(sha256),
-        num_bytes=len(data),
-        sha256=sha256,
-        crc32=unpack(data, FileKind.INDEX, index_file.TAGS).crc32,
-    )
-
-
 def _write_contents(
     folder: Path, contents: SiteContents, part: Partition
 ) -> tuple[SiteManifest, bytes]:
@@ -309,7 +259,7 @@ def _write_contents(
         position_step=contents.position_step,
     )
     files = WrittenFiles(
-        index=index_entry(index),
+        index=index_file.index_entry(index),
         num_tiles=len(entries),
         num_landmarks=len(contents.landmarks),
         tile_bytes=sum(entry.num_bytes for entry in entries),
