@@ -15,7 +15,8 @@ from edgeloc.geometry.se3 import log_se3
 from edgeloc.tiles.reader import Site, open_site
 from edgeloc.types import CameraModel, Frame, FrameBudget, PoseEstimate, Rigid3
 from edgeloc_tools.datasets.recording import RecordedImage, Recording
-from edgeloc_tools.mapping.build import BuildOptions, BuildResult, build_site
+from edgeloc_tools.mapping.build import BuildResult, build_site
+from edgeloc_tools.mapping.options import BuildOptions
 from edgeloc_tools.synth.record import Capture, synth_recording
 from edgeloc_tools.synth.scene import Scene, make_room
 from edgeloc_tools.synth.trajectory import CameraPath, look, room_walk

@@ -11,6 +11,9 @@ from edgeloc.features.match import landmark_similarity
 from edgeloc.tiles.layout import LocalMap
 from edgeloc.types import Float32Array
 
+DecodeLandmarks = Callable[[npt.NDArray[np.generic]], Float32Array]
+"""From stored to decoded descriptors of landmarks: L2-normalised float32 rows."""
+
 
 class LandmarkComparison:
     """Compares the features of one query with landmarks and remembers the result.
@@ -29,7 +32,7 @@ class LandmarkComparison:
     def __init__(
         self,
         descriptors: Float32Array,
-        decode: Callable[[npt.NDArray[np.generic]], Float32Array],
+        decode: DecodeLandmarks,
     ) -> None:
         self._descriptors = descriptors
         self._decode = decode

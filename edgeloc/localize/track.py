@@ -40,7 +40,6 @@ from edgeloc.types import (
     Rung,
 )
 
-
 _STRIP_PX = 48.0
 """Height of the strips in which landmarks are compared with the features nearby."""
 
@@ -262,6 +261,7 @@ def match_expected(
     local_map: LocalMap,
     *,
     features: Features,
+    descriptors: Float32Array,
     decode: Callable[[npt.NDArray[np.generic]], Float32Array],
     options: TrackOptions,
 ) -> tuple[IntArray, IntArray, Float32Array]:
@@ -277,8 +277,10 @@ def match_expected(
         What `Expected.point_idx` points into.
     features : Features
         Of the picture.
+    descriptors : ndarray of shape (N, D), float32
+        Theirs, decoded.
     decode : callable
-        From stored to decoded descriptors.
+        From stored to decoded descriptors of landmarks.
     options : TrackOptions
         What counts as a match.
 
@@ -294,7 +296,6 @@ def match_expected(
     second = np.full(num_points, -1.0, np.float32)
     choice = np.zeros(num_points, np.int64)
     best_of_feature = np.full(len(features), -1.0, np.float32)
-    descriptors = decode(features.descriptors)
     strips = np.floor(expected.pixels[:, 1] / _STRIP_PX).astype(np.int64)
     order_y = np.argsort(features.keypoints[:, 1], kind="stable")
     sorted_y = features.keypoints[order_y, 1]

@@ -36,6 +36,7 @@ from edgeloc.runtime.following import Following, FollowOptions, Prediction
 from edgeloc.runtime.ladder import Attempt, LadderState, Need, Settings
 from edgeloc.runtime.site_models import (
     open_keyframe_index,
+    open_landmark_decoder,
     open_site_family,
     open_site_retrieval,
 )
@@ -228,11 +229,13 @@ class Estimator:
         pnp = replace(structure.pnp, seed=self._options.seed)
         self._structure = replace(structure, pnp=pnp)
         self._index = open_keyframe_index(site)
+        self._decode_landmarks = open_landmark_decoder(site, self._family)
         self._tiles = TileCache(site, max_bytes=self._options.cache_bytes)
         self._timer = StageTimer(self._clock)
         self._following = Following(
             camera=camera,
             family=self._family,
+            decode_landmarks=self._decode_landmarks,
             calibration=self._calibration,
             options=replace(
                 self._options.follow,
@@ -307,7 +310,7 @@ class Estimator:
         query = Query(
             camera=self._camera,
             features=features,
-            descriptors=self._family.decode(features.descriptors),
+            descriptors=self._decode_landmarks(features.descriptors),
             global_descriptor=self._index.descriptors(np.zeros(1, np.int64))[0],
         )
         fix = self._relocalize(query, retrieved)
@@ -655,7 +658,7 @@ class Estimator:
         setting: int = 0,
     ) -> Candidate:
         """Try the best few keyframes, and all of them where those do not carry far."""
-        comparison = LandmarkComparison(query.descriptors, self._family.decode)
+        comparison = LandmarkComparison(query.descriptors, self._decode_landmarks)
         if settings.keyframes < 1.0:
             retrieved = _best_of(
                 retrieved, max(1, round(settings.keyframes * len(retrieved)))

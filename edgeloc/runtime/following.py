@@ -12,6 +12,7 @@ from edgeloc.geometry.camera import project
 from edgeloc.geometry.refine import refine_pose
 from edgeloc.geometry.se3 import exp_se3, rotation_angle_rad
 from edgeloc.localize.candidate import Candidate, Query
+from edgeloc.localize.comparison import DecodeLandmarks
 from edgeloc.localize.klt import Tracks, no_tracks
 from edgeloc.localize.structure import FixCalibration
 from edgeloc.localize.track import (
@@ -109,6 +110,8 @@ class Following:
         Intrinsics.
     family : FeatureFamily
         Of the landmarks' descriptors.
+    decode_landmarks : callable
+        From stored to decoded descriptors of landmarks.
     calibration : FixCalibration
         Of the site's covariances.
     options : FollowOptions
@@ -120,11 +123,13 @@ class Following:
         *,
         camera: CameraModel,
         family: FeatureFamily,
+        decode_landmarks: DecodeLandmarks,
         calibration: FixCalibration,
         options: FollowOptions,
     ) -> None:
         self._camera = camera
         self._family = family
+        self._decode_landmarks = decode_landmarks
         self._calibration = calibration
         self._options = options
         self.reset()
@@ -323,7 +328,8 @@ class Following:
             expected,
             local_map,
             features=query.features,
-            decode=self._family.decode,
+            descriptors=query.descriptors,
+            decode=self._decode_landmarks,
             options=options,
         )
         found = sighted(
@@ -432,7 +438,8 @@ class Following:
             expected,
             local_map,
             features=features,
-            decode=self._family.decode,
+            descriptors=self._family.decode(features.descriptors),
+            decode=self._decode_landmarks,
             options=options,
         )
         pixels, _ = project(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgeloc.errors import MapError, MapModelMismatchError
 from edgeloc.features.classical import CLASSICAL
 from edgeloc.features.family import FeatureFamily
@@ -10,9 +12,11 @@ from edgeloc.features.keyframe_index import (
     KeyframeIndex,
     global_decoder,
 )
+from edgeloc.features.quantizer import ProductQuantizer
 from edgeloc.features.registry import open_family, open_retrieval
 from edgeloc.features.retrieve import Retrieval, VladModel
 from edgeloc.inference.backend import BackendOptions
+from edgeloc.localize.comparison import DecodeLandmarks
 from edgeloc.tiles.reader import Site
 
 
@@ -50,6 +54,9 @@ def open_site_family(
         )
     made = (family.name, str(family.stored_dtype), family.stored_dim)
     wanted = (spec.name, spec.stored_dtype, spec.stored_dim)
+    if spec.coding != "plain":
+        # The tiles hold codes; `open_landmark_decoder` looks at those.
+        made, wanted = (family.name, *wanted[1:]), wanted
     if made != wanted:
         raise MapModelMismatchError(
             f"{site.path}: holds {_text(wanted)} descriptors, its feature family makes "
@@ -93,7 +100,7 @@ def open_site_retrieval(
             retrieval = VladModel.from_arrays(site.retrieval_arrays)
         except ValueError as exc:
             raise MapError(f"{site.path}: {exc}; build the site again") from exc
-    dim = site.keyframes.global_codes.shape[1]
+    dim = open_keyframe_index(site).descriptors(np.zeros(1, np.int64)).shape[1]
     if retrieval.dim != dim:
         raise MapModelMismatchError(
             f"{site.path}: global descriptors have {dim} elements, the retrieval "
@@ -116,8 +123,12 @@ def open_keyframe_index(site: Site) -> KeyframeIndex:
         When what it needs is missing or wrong.
     """
     keyframes = site.keyframes
+    manifest = site.manifest
+    codebook = (
+        site.codebook("global").arrays if "global" in manifest.codebooks else None
+    )
     try:
-        decode = global_decoder("float16", None)
+        decode = global_decoder(manifest.global_coding, codebook)
         lists = InvertedLists.from_arrays(
             site.retrieval_arrays,
             num_keyframes=len(keyframes),
@@ -131,3 +142,38 @@ def open_keyframe_index(site: Site) -> KeyframeIndex:
         decode=decode,
         lists=lists,
     )
+
+
+def open_landmark_decoder(site: Site, family: FeatureFamily) -> DecodeLandmarks:
+    """Return what makes float32 rows of the descriptors in a site's tiles.
+
+    Parameters
+    ----------
+    site : Site
+        Opened site.
+    family : FeatureFamily
+        Its feature family.
+
+    Raises
+    ------
+    MapError
+        When its codebook is missing or wrong.
+    """
+    if site.manifest.family.coding == "plain":
+        return family.decode
+    try:
+        quantizer = ProductQuantizer.from_arrays(site.codebook("descriptors").arrays)
+    except ValueError as exc:
+        raise MapError(f"{site.path}: {exc}; build the site again") from exc
+    empty = np.zeros((0, family.stored_dim), family.stored_dtype)
+    if quantizer.dim != family.decode(empty).shape[1]:
+        raise MapModelMismatchError(
+            f"{site.path}: its codes stand for {quantizer.dim} elements, its feature "
+            f"family makes {family.decode(empty).shape[1]}; build the site again"
+        )
+    if quantizer.num_parts != site.manifest.family.stored_dim:
+        raise MapError(
+            f"{site.path}: codes have {site.manifest.family.stored_dim} bytes, the "
+            f"codebook is for {quantizer.num_parts}; build the site again"
+        )
+    return quantizer.decode

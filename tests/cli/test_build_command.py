@@ -204,7 +204,7 @@ def test_an_interrupted_map_goes_on(
     def not_again(*args, **kwargs):
         raise AssertionError("extracted again")
 
-    monkeypatch.setattr("edgeloc_tools.mapping.build.extract_features", not_again)
+    monkeypatch.setattr("edgeloc_tools.mapping.survey.extract_features", not_again)
     outcome = edgeloc_build(*map_of(recording, site))
     assert outcome.code == 0, outcome.err
     assert outcome.facts["map_id"] == built[1].facts["map_id"]

@@ -32,13 +32,11 @@ from edgeloc.tiles.reader import (
 )
 from edgeloc.types import Rigid3
 from edgeloc_tools.datasets.recording import ImageFile, Recording
-from edgeloc_tools.mapping import build as build_module
-from edgeloc_tools.mapping.build import (
-    BuildOptions,
-    build_site,
-    default_keypoints,
-)
+from edgeloc_tools.mapping import survey
+from edgeloc_tools.mapping.build import build_site
 from edgeloc_tools.mapping.inspect import describe_site
+from edgeloc_tools.mapping.options import BuildOptions
+from edgeloc_tools.mapping.survey import default_keypoints
 from edgeloc_tools.synth.record import ImageArray
 
 
@@ -208,13 +206,13 @@ def counts(monkeypatch):
     calls = {"extract_features": 0, "match_pair": 0}
 
     def count(name):
-        real = getattr(build_module, name)
+        real = getattr(survey, name)
 
         def counted(*args, **kwargs):
             calls[name] += 1
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(build_module, name, counted)
+        monkeypatch.setattr(survey, name, counted)
 
     for name in calls:
         count(name)
@@ -427,7 +425,7 @@ def test_two_equal_rooms_in_one_recording_make_a_site(tmp_path):
     ]
     images = [*recording.images, *copies]
     built = build(tmp_path / "site", recording.subset(images), QUICK)
-    assert built.result.held_out.covariance_scale > 1e3
+    assert built.result.held_out.fix.scale > 1e3
     assert open_site(built.path).manifest.covariance_scale > 1e3
 
 

@@ -24,7 +24,8 @@ from edgeloc.runtime.estimator import Estimator, EstimatorOptions
 from edgeloc.runtime.site_models import open_site_family, open_site_retrieval
 from edgeloc.tiles.reader import open_site, verify_site
 from edgeloc.types import Cause, PoseStatus, Rung
-from edgeloc_tools.mapping.build import BuildOptions, build_site
+from edgeloc_tools.mapping.build import build_site
+from edgeloc_tools.mapping.options import BuildOptions
 from edgeloc_tools.model_files import write_model
 
 CPU = BackendOptions(backend="ort-cpu")
@@ -67,9 +68,10 @@ def test_a_site_carries_what_it_was_built_with(built, models):
     manifest = built.site.manifest
     assert (manifest.family.name, manifest.family.stored_dtype) == (
         "tiny-features",
-        "int8",
+        "uint8",
     )
-    assert manifest.family.stored_dim == 64
+    assert manifest.family.coding == "pq"
+    assert manifest.family.stored_dim == 8
     assert manifest.global_dim == RETRIEVAL.descriptor_dim
     assert set(manifest.models) == {"features", "retrieval"}
     assert manifest.build["retrieval"] == "tiny-retrieval"
@@ -128,8 +130,8 @@ def with_family(site, **changes):
 
 def test_a_site_of_another_model_is_refused(built):
     """Of another size than its model, and of a family for which it carries none."""
-    other = with_family(built.site, stored_dim=32)
-    message = r"holds tiny-features int8\[32\] descriptors, its feature family makes ti"
+    other = with_family(built.site, coding="plain", stored_dim=32)
+    message = r"holds tiny-features uint8\[32\] descriptors, its feature family makes t"
     with pytest.raises(MapModelMismatchError, match=message):
         open_site_family(other, options=CPU)
     bare = replace(built.site, manifest=replace(built.site.manifest, models={}))
@@ -215,7 +217,7 @@ def test_a_build_goes_on_from_its_work_folder_only_with_the_same_models(
     models, tmp_path, monkeypatch
 ):
     """Cached features are those of the very network, its manifest included."""
-    from edgeloc_tools.mapping import build as module
+    from edgeloc_tools.mapping import survey as module
 
     recording = room.small_recording()
     kept = tmp_path / "work"

@@ -65,6 +65,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="triangulate only, ignore measured depth",
     )
+    parser.add_argument(
+        "--budget-mb",
+        type=float,
+        metavar="MB",
+        help="bound of the site's size, networks aside (10^6 bytes): keeps what serves "
+        "localization best; default: everything",
+    )
+    parser.add_argument(
+        "--code-bytes",
+        type=int,
+        metavar="N",
+        help="bytes of a quantized descriptor, 0 = not quantized; default by features "
+        "and budget",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="measure accuracy at several sizes, and write report.html and report.json",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument(
         "--work",
@@ -75,11 +95,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _budget_bytes(budget_mb: float | None) -> int | None:
+    if budget_mb is None:
+        return None
+    if not 0 < budget_mb < float("inf"):
+        raise ConfigError(f"--budget-mb {budget_mb}: must be more than 0")
+    return int(budget_mb * 1e6)
+
+
 def run(args: argparse.Namespace) -> int:
     """Build the site; its facts go to stdout as JSON."""
     from edgeloc.inference.backend import BackendOptions
     from edgeloc_tools.cli.recording_options import open_from_arguments
-    from edgeloc_tools.mapping.build import BuildOptions, build_site
+    from edgeloc_tools.mapping.build import build_site
+    from edgeloc_tools.mapping.options import BuildOptions
     from edgeloc_tools.progress import StderrProgress
 
     output = Path(args.output)
@@ -99,11 +128,18 @@ def run(args: argparse.Namespace) -> int:
             max_keypoints=args.max_keypoints,
             max_side_px=args.max_side_px,
             use_depth=not args.no_depth,
+            budget_bytes=_budget_bytes(args.budget_mb),
+            code_bytes=args.code_bytes,
+            curve=args.report is not None,
             seed=args.seed,
         ),
         work=args.work or output.with_name(output.name + ".work"),
         progress=StderrProgress(),
     )
+    if args.report is not None:
+        from edgeloc_tools.evaluate.build_report import write_build_report
+
+        write_build_report(result, args.report)
     held_out = result.held_out
     if 2 * held_out.num_localized < held_out.num_frames:
         print(
@@ -118,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
                 "site": str(output),
                 "map_id": result.manifest.map_id,
                 "bytes": result.manifest.total_bytes,
+                "map_bytes": result.counted_bytes,
                 **result.facts,
             },
             indent=2,

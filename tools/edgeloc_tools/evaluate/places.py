@@ -45,11 +45,8 @@ from edgeloc_tools.evaluate.measured import (
 from edgeloc_tools.evaluate.place_sets import PlaceSet, place_sets, recall_at
 from edgeloc_tools.evaluate.text import NONE, markdown_table
 from edgeloc_tools.files import write_atomically
-from edgeloc_tools.mapping.build import (
-    BuildOptions,
-    default_keypoints,
-    train_retrieval,
-)
+from edgeloc_tools.mapping.options import BuildOptions
+from edgeloc_tools.mapping.survey import default_keypoints, train_retrieval
 from edgeloc_tools.progress import Progress, StderrProgress, track
 
 SETTINGS_VERSION = 1

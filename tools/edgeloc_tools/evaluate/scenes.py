@@ -224,7 +224,8 @@ def build(scene: Scene, *, family: str, data: Path, out: Path) -> None:
         The site's folder; an unfinished one is replaced.
     """
     # Here and not above: no other line depends on how sites are built.
-    from edgeloc_tools.mapping.build import BuildOptions, build_site
+    from edgeloc_tools.mapping.build import build_site
+    from edgeloc_tools.mapping.options import BuildOptions
 
     if out.exists():
         shutil.rmtree(out)

@@ -16,8 +16,9 @@ from edgeloc_tools.datasets.recording import Recording
 from edgeloc_tools.evaluate import metrics
 from edgeloc_tools.evaluate.run import Runner, true_pose
 from edgeloc_tools.learn.quantize_gate import GateScore, no_answers
-from edgeloc_tools.mapping.build import BuildOptions, build_site
-from edgeloc_tools.mapping.calibrate import held_out_folds
+from edgeloc_tools.mapping.build import build_site
+from edgeloc_tools.mapping.held_out import held_out_folds
+from edgeloc_tools.mapping.options import BuildOptions
 from edgeloc_tools.progress import Progress, silent
 
 MIN_IMAGES = 12

@@ -2,114 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgeloc import __version__
-from edgeloc.errors import ConfigError, DatasetError, MapError
-from edgeloc.features.extract import extract_features
-from edgeloc.features.family import FeatureFamily
-from edgeloc.features.learned import LearnedFamily, LearnedRetrieval
-from edgeloc.features.match import MatchOptions
-from edgeloc.features.registry import open_family, open_retrieval
-from edgeloc.features.retrieve import VladModel, train_vlad
-from edgeloc.geometry.triangulate import TriangulationOptions
-from edgeloc.inference.backend import BackendOptions
-from edgeloc.inference.manifest import encode_manifest, with_file
-from edgeloc.inference.network import Network
+from edgeloc.errors import ConfigError, MapError
+from edgeloc.localize.interpolate import keyframe_spacing
+from edgeloc.localize.structure import structure_for
 from edgeloc.tiles.layout import (
-    FamilySpec,
+    Codebook,
     KeyframeTable,
     PoseArrays,
     SiteContents,
-    SiteModel,
 )
 from edgeloc.tiles.reader import SiteManifest
 from edgeloc.tiles.writer import write_site
-from edgeloc.types import CameraModel, Float32Array, IntArray, Rigid3
-from edgeloc_tools.datasets.recording import (
-    DepthMap,
-    ImageFile,
-    RecordedImage,
-    Recording,
-)
+from edgeloc.types import BoolArray, IntArray
+from edgeloc_tools.datasets.recording import Recording
 from edgeloc_tools.mapping.calibrate import HeldOut, calibrate
-from edgeloc_tools.mapping.depth import depth_at_keypoints, depth_in_camera
+from edgeloc_tools.mapping.coarse_lists import make_lists
+from edgeloc_tools.mapping.codebooks import (
+    Coder,
+    GlobalCoder,
+    global_coder,
+    landmark_coder,
+)
+from edgeloc_tools.mapping.curve import SHRINKS, CurvePoint, measure_curve
+from edgeloc_tools.mapping.held_out import (
+    Describing,
+    HeldOutRun,
+    interpolate_held_out,
+    localize_held_out,
+)
 from edgeloc_tools.mapping.landmarks import (
+    LandmarkMap,
     LandmarkOptions,
     make_landmarks,
 )
-from edgeloc_tools.mapping.pairs import covisible_pairs
-from edgeloc_tools.mapping.tracks import MappingImage, join_tracks, match_pair
-from edgeloc_tools.mapping.work import Arrays, WorkFolder
-from edgeloc_tools.progress import Progress, silent, track
+from edgeloc_tools.mapping.options import BuildOptions
+from edgeloc_tools.mapping.shrink import RankedMap, rank_map
+from edgeloc_tools.mapping.survey import Survey, survey_recording
+from edgeloc_tools.mapping.value import Trials, footprints, join_trials
+from edgeloc_tools.mapping.work import WorkFolder
+from edgeloc_tools.progress import Progress, silent
 
-_KEYPOINTS_AT_VGA = {"orb": 1000, "sift": 2000}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
-    """Options of a build.
-
-    Parameters
-    ----------
-    features : str
-        Feature family: "orb", "sift", "edgeloc" or the path of a model manifest.
-    retrieval : str
-        "auto", "vlad", "edgeloc" or the path of a model manifest, see
-        `edgeloc.features.registry.open_retrieval`.
-    backend : BackendOptions
-        Where networks run.
-    max_keypoints : int or None
-        Keypoints per image; None = by family and image size.
-    max_side_px : int
-        Larger images are scaled down to this; 0 = never.
-    use_depth : bool
-        Whether measured depth takes part.
-    match : MatchOptions
-        Of mapping images with each other.
-    max_epipolar_px : float
-        Sampson distance of a match.
-    num_similar, num_near : int
-        Partners of each image by retrieval and by pose.
-    max_descriptors : int
-        Descriptors kept per landmark.
-    triangulation : TriangulationOptions
-        Gates of the landmarks.
-    num_words, vlad_dim : int
-        Vocabulary of the retrieval model and dimensions of its local descriptors.
-    max_tile_bytes : int
-        Bound of a tile.
-    seed : int
-        For everything random.
-    """
-
-    features: str = "orb"
-    retrieval: str = "auto"
-    backend: BackendOptions = field(default_factory=BackendOptions)
-    max_keypoints: int | None = None
-    max_side_px: int = 1600
-    use_depth: bool = True
-    match: MatchOptions = field(
-        default_factory=lambda: MatchOptions(max_ratio=1.0, min_similarity=0.5)
-    )
-    max_epipolar_px: float = 3.0
-    num_similar: int = 12
-    num_near: int = 12
-    max_descriptors: int = 4
-    triangulation: TriangulationOptions = field(default_factory=TriangulationOptions)
-    num_words: int = 64
-    vlad_dim: int = 32
-    max_tile_bytes: int = 256 << 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_keypoints is not None and self.max_keypoints < 16:
-            raise ConfigError(f"max_keypoints {self.max_keypoints} must be at least 16")
+_STEP_PX = 0.7
+"""Step of stored positions in the pictures of near cameras, px: 0.2 px of noise."""
+_FIT_ATTEMPTS = 6
+_FIGURES_BYTES = 256
+"""Of figures in site.json that are known only when the size is."""
+_FILLED = 0.97
+"""Share of a budget that is worth no further attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -124,18 +71,17 @@ class BuildResult:
         Counts and figures for people.
     held_out : HeldOut
         How held-out mapping frames localized.
+    curve : sequence of CurvePoint
+        The same at several sizes, when it was asked for.
+    counted_bytes : int
+        Size of the site without networks and the codebooks that come with edgeloc.
     """
 
     manifest: SiteManifest
     facts: Mapping[str, str | int | float]
     held_out: HeldOut
-
-
-def default_keypoints(family: str, camera: CameraModel) -> int:
-    """Return the keypoints per image: more for larger images, up to twice as many."""
-    base = _KEYPOINTS_AT_VGA.get(family, 1000)
-    growth = camera.width * camera.height / (640.0 * 480.0)
-    return int(round(base * min(max(growth, 1.0), 2.0), -2))
+    curve: Sequence[CurvePoint]
+    counted_bytes: int
 
 
 def build_site(
@@ -164,362 +110,340 @@ def build_site(
 
     Raises
     ------
+    ConfigError
+        When not even a small part of the map fits into the budget.
     DatasetError
         When the recording has fewer than two posed images.
     MapError
         When no landmarks come out of it.
     """
     options = options or BuildOptions()
-    posed = recording.posed()
-    if len(posed.images) < 2:
-        raise DatasetError(f"{recording.name}: a map needs at least two posed images")
-    family = open_family(options.features, options=options.backend)
-    network = open_retrieval(
-        options.retrieval, features=options.features, options=options.backend
-    )
-    models = _site_models(family, network)
-    first_camera = posed.cameras[posed.images[0].camera_id]
-    max_keypoints = options.max_keypoints or default_keypoints(
-        family.name, first_camera
-    )
-    spec = FamilySpec(
-        name=family.name,
-        stored_dtype=str(family.stored_dtype),
-        stored_dim=family.stored_dim,
-        max_keypoints=max_keypoints,
-        max_side_px=options.max_side_px,
-    )
     folder = WorkFolder(work)
-    extractor = _Extractor(
-        family=family,
-        retrieval=network,
-        spec=spec,
-        use_depth=options.use_depth,
-        model_digests={
-            role: hashlib.sha256(model.manifest).hexdigest()
-            for role, model in models.items()
-        },
+    survey = survey_recording(
+        recording, options=options, folder=folder, progress=progress
     )
-    described = [
-        _describe(image, posed, extractor, folder)
-        for image in track(posed.images, "features", progress)
-    ]
-    images = [image for image, _ in described]
-    retrieval_arrays: Mapping[str, Float32Array] = {}
-    if network is None:
-        vlad = train_retrieval([image.descriptors for image in images], options)
-        retrieval_arrays = vlad.to_arrays()
-        global_descriptors = np.stack([vlad.describe(i.descriptors) for i in images])
-    else:
-        global_descriptors = np.stack([vector for _, vector in described])
-    pairs = covisible_pairs(
-        [image.cam_from_world for image in images],
-        global_descriptors,
-        num_similar=options.num_similar,
-        num_near=options.num_near,
-    )
-    matches = _match_all(
-        images, pairs, options=options, folder=folder, progress=progress
-    )
-    tracks = join_tracks([len(i.keypoints) for i in images], pairs, matches)
-    landmark_options = LandmarkOptions(
-        triangulation=options.triangulation,
-        use_depth=options.use_depth,
-        max_descriptors=options.max_descriptors,
-    )
-    progress("landmarks", 0, 1)
-    landmark_map = make_landmarks(images, tracks, landmark_options)
-    progress("landmarks", 1, 1)
-    if len(landmark_map.landmarks) == 0:
+    result = build_from_survey(survey, out=out, options=options, progress=progress)
+    folder.remove()
+    return result
+
+
+def build_from_survey(
+    survey: Survey,
+    *,
+    out: Path,
+    options: BuildOptions,
+    progress: Progress = silent,
+) -> BuildResult:
+    """Make the map of what was measured in the images, and write its site.
+
+    Parameters
+    ----------
+    survey : Survey
+        What was measured.
+    out : Path
+        Site folder.
+    options : BuildOptions
+        Options; those of the survey are as they were there.
+    progress : callable
+        Told about each step.
+
+    Raises
+    ------
+    ConfigError, MapError
+        As `build_site`.
+    """
+    draft = _Draft(survey, options, progress)
+    whole = draft.ranked(None, trials=None)
+    if len(whole.whole.landmarks) == 0:
         raise MapError(
-            f"{recording.name}: no landmark passed the gates; are the poses and the "
+            f"{survey.posed.name}: no landmark passed the gates; are the poses and the "
             "intrinsics right, and do the images overlap?"
         )
-    held_out = calibrate(
-        images,
-        global_descriptors,
-        remake=lambda left_out: make_landmarks(
-            images, tracks, landmark_options, left_out=left_out
-        ),
-        family=family,
-        progress=progress,
-    )
+    everything = draft.localize_held_out(None, trials_of=None)
+    trials = join_trials(everything.trials)
+    ranked = draft.ranked(None, trials=trials)
+
+    def run_within(budget_bytes: float) -> HeldOutRun:
+        return draft.localize_held_out(
+            budget_bytes, trials_of=everything.trials_without
+        )
+
+    fitted = _Fitted(part=ranked.whole, estimate=None)
+    run = everything
+    if options.budget_bytes is not None:
+        fitted = draft.fit(
+            ranked, options.budget_bytes, draft.calibrated(everything, ranked.whole)
+        )
+        if fitted.estimate is not None:
+            run = run_within(fitted.estimate)
+    held_out = draft.calibrated(run, fitted.part)
+    curve: list[CurvePoint] = []
+    if options.curve:
+        curve = measure_curve(
+            run_within, [share * ranked.total_bytes for share in SHRINKS]
+        )
     facts = {
-        **_facts(posed, options),
-        "retrieval": "vlad" if network is None else network.network.manifest.name,
-        "num_pairs": len(pairs),
-        "num_matches": int(sum(len(m) for m, _ in matches)),
-        **landmark_map.facts(),
+        **draft.facts(),
+        **fitted.part.facts(),
         **held_out.facts(),
     }
-    contents = SiteContents(
-        name=posed.name,
-        metric=posed.metric,
-        cameras={i.camera_id: i.camera for i in images},
-        family=spec,
-        keyframes=_keyframes(images, global_descriptors),
-        landmarks=landmark_map.landmarks,
-        visible_offsets=np.cumsum([0, *(len(v) for v in landmark_map.visible)]),
-        visible_landmark_idx=np.concatenate(list(landmark_map.visible)),
-        retrieval_arrays={**retrieval_arrays, **held_out.coarse.to_arrays()},
-        models=models,
-        covariance_scale=held_out.covariance_scale,
-        gravity_in_world=posed.gravity_in_world,
-        geo_reference=posed.geo_reference,
-        build=facts,
+    manifest = write_site(
+        out,
+        draft.contents(fitted.part, held_out, facts),
+        max_tile_bytes=options.max_tile_bytes,
     )
-    manifest = write_site(out, contents, max_tile_bytes=options.max_tile_bytes)
-    folder.remove()
-    return BuildResult(manifest=manifest, facts=facts, held_out=held_out)
-
-
-def _facts(posed: Recording, options: BuildOptions) -> dict[str, str | int | float]:
-    """Return what went into a build."""
-    return {
-        "edgeloc_version": __version__,
-        "recording": posed.name,
-        "pose_source": posed.pose_source,
-        "num_images": len(posed.images),
-        "used_depth": int(options.use_depth and any(i.depth for i in posed.images)),
-    }
-
-
-def _keyframes(
-    images: Sequence[MappingImage], global_descriptors: Float32Array
-) -> KeyframeTable:
-    """Return every mapping image as a keyframe, with its place as its id."""
-    return KeyframeTable(
-        keyframe_ids=np.arange(len(images), dtype=np.int64),
-        camera_ids=tuple(i.camera_id for i in images),
-        poses=PoseArrays(
-            R=np.stack([i.cam_from_world.R for i in images]),
-            t=np.stack([i.cam_from_world.t for i in images]),
-        ),
-        global_codes=global_descriptors,
+    return BuildResult(
+        manifest=manifest,
+        facts=facts,
+        held_out=held_out,
+        curve=curve,
+        counted_bytes=draft.counted_bytes(manifest),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Extractor:
-    """What is computed of every mapping image."""
+class _Fitted:
+    """A part of the map, and the size it was asked to have; None = all of it."""
 
-    family: FeatureFamily
-    retrieval: LearnedRetrieval | None
-    spec: FamilySpec
-    use_depth: bool
-    model_digests: Mapping[str, str]
+    part: LandmarkMap
+    estimate: float | None
 
 
-def _site_models(
-    family: FeatureFamily, retrieval: LearnedRetrieval | None
-) -> dict[str, SiteModel]:
-    """Return the networks that a site has to carry, by role."""
-    networks = {}
-    if isinstance(family, LearnedFamily):
-        networks["features"] = family.network
-    if retrieval is not None:
-        networks["retrieval"] = retrieval.network
-    return {role: _site_model(role, network) for role, network in networks.items()}
+class _Draft:
+    """A site in the making: everything that its maps of any size have in common."""
 
-
-def _site_model(role: str, network: Network) -> SiteModel:
-    data = network.model.network_path.read_bytes()
-    manifest = with_file(network.manifest, f"{role}.onnx", data)
-    return SiteModel(
-        name=manifest.name, manifest=encode_manifest(manifest), network=data
-    )
-
-
-def _describe(
-    image: RecordedImage,
-    recording: Recording,
-    extractor: _Extractor,
-    folder: WorkFolder,
-) -> tuple[MappingImage, Float32Array]:
-    """Return an image ready to be matched, and its vector of a retrieval network."""
-    camera = recording.cameras[image.camera_id]
-    family, spec = extractor.family, extractor.spec
-
-    def make() -> Arrays:
-        pixels = image.source.read()
-        if pixels.shape[:2] != (camera.height, camera.width):
-            raise DatasetError(
-                f"{image.name}: is {pixels.shape[1]}x{pixels.shape[0]} px, its camera "
-                f"{image.camera_id!r} says {camera.width}x{camera.height}"
-            )
-        mask = image.read_mask()
-        if mask is not None and mask.shape != pixels.shape[:2]:
-            raise DatasetError(
-                f"{image.name}: its mask is {mask.shape[1]}x{mask.shape[0]} px, the "
-                f"image {pixels.shape[1]}x{pixels.shape[0]}; make them the same size"
-            )
-        features = extract_features(
-            pixels,
-            family,
-            max_keypoints=spec.max_keypoints,
-            max_side_px=spec.max_side_px,
-            mask=mask,
+    def __init__(
+        self, survey: Survey, options: BuildOptions, progress: Progress
+    ) -> None:
+        self._survey = survey
+        self._options = options
+        self._progress = progress
+        self._landmark_options = LandmarkOptions(
+            triangulation=options.triangulation,
+            use_depth=options.use_depth,
+            max_descriptors=options.max_descriptors,
         )
-        depth = np.full(len(features), np.nan)
-        sigma = depth.copy()
-        if extractor.use_depth and image.depth is not None:
-            depth, sigma = depth_at_keypoints(
-                depth_in_camera(image.depth, camera), features.keypoints
-            )
-        vector = np.zeros(0, np.float32)
-        if extractor.retrieval is not None:
-            descriptors = family.decode(features.descriptors)
-            vector = extractor.retrieval.global_descriptor(pixels, descriptors)
-        return {
-            "global_descriptor": vector,
-            "keypoints": features.keypoints,
-            "sigmas": features.sigmas,
-            "stored": features.descriptors,
-            "depth": depth,
-            "depth_sigma": sigma,
-        }
-
-    arrays = folder.cached(_feature_key(image, recording, extractor), make)
-    mapping_image = MappingImage(
-        name=image.name,
-        camera_id=image.camera_id,
-        camera=camera,
-        cam_from_world=_pose(image),
-        keypoints=arrays["keypoints"].astype(np.float32),
-        sigmas=arrays["sigmas"].astype(np.float32),
-        stored=arrays["stored"],
-        descriptors=family.decode(arrays["stored"]),
-        depth=arrays["depth"].astype(np.float64),
-        depth_sigma=arrays["depth_sigma"].astype(np.float64),
-    )
-    return mapping_image, arrays["global_descriptor"].astype(np.float32)
-
-
-def _pose(image: RecordedImage) -> Rigid3:
-    if image.cam_from_world is None:
-        raise DatasetError(f"{image.name}: has no pose")
-    return image.cam_from_world
-
-
-def _feature_key(
-    image: RecordedImage, recording: Recording, extractor: _Extractor
-) -> Mapping[str, object]:
-    depth = image.depth if extractor.use_depth else None
-    return {
-        "edgeloc_version": __version__,
-        "recording": recording.name,
-        "image": image.name,
-        "stamp": _stamp(
-            image.source.path if isinstance(image.source, ImageFile) else None
-        ),
-        "spec": asdict(extractor.spec),
-        "models": dict(extractor.model_digests),
-        "camera": asdict(recording.cameras[image.camera_id]),
-        "depth": None if depth is None else _depth_key(depth),
-        "mask": [str(image.mask_path), *_stamp(image.mask_path)],
-    }
-
-
-def _depth_key(depth: DepthMap) -> list[object]:
-    return [
-        *(str(depth.path), *_stamp(depth.path), depth.metres_per_unit),
-        asdict(depth.camera),
-        depth.cam_from_depth.R.tolist(),
-        depth.cam_from_depth.t.tolist(),
-    ]
-
-
-def _stamp(path: Path | None) -> list[int]:
-    """Return size and time of a file; nothing when there is none."""
-    if path is None or not path.is_file():
-        return []
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def train_retrieval(images: Sequence[Float32Array], options: BuildOptions) -> VladModel:
-    """Return the retrieval model of a site, fitted to its own images.
-
-    Parameters
-    ----------
-    images : sequence of ndarray of shape (N, D), float32
-        Decoded local descriptors of each image.
-    options : BuildOptions
-        Of the vocabulary.
-
-    Raises
-    ------
-    MapError
-        When the images have hardly any features.
-    """
-    rng = np.random.default_rng(options.seed)
-    per_image = max(50, 60_000 // len(images))
-    sample = [rows[rng.permutation(len(rows))[:per_image]] for rows in images]
-    descriptors = np.concatenate(sample)
-    if len(descriptors) < 64:
-        raise MapError(
-            f"only {len(descriptors)} features in {len(images)} images: are they "
-            "blank, or masked out?"
+        progress("landmarks", 0, 1)
+        self._landmark_map = self._landmarks(None)
+        progress("landmarks", 1, 1)
+        self._coder: Coder = landmark_coder(
+            survey,
+            num_rows=len(self._landmark_map.landmarks),
+            options=options,
+            progress=progress,
         )
-    return train_vlad(
-        descriptors,
-        num_words=options.num_words,
-        dim=min(options.vlad_dim, descriptors.shape[1]),
-        seed=options.seed,
-    )
+        self._global: GlobalCoder = global_coder(survey, options)
+        self._global_codes = self._global.encode(survey.global_descriptors)
 
+    def _landmarks(self, left_out: BoolArray | None) -> LandmarkMap:
+        return make_landmarks(
+            self._survey.images,
+            self._survey.tracks,
+            self._landmark_options,
+            left_out=left_out,
+        )
 
-def _match_all(
-    images: Sequence[MappingImage],
-    pairs: IntArray,
-    *,
-    options: BuildOptions,
-    folder: WorkFolder,
-    progress: Progress,
-) -> list[tuple[IntArray, Float32Array]]:
-    """Return the matches of all pairs, kept on disk in blocks."""
-    block = 64
-    matches: list[tuple[IntArray, Float32Array]] = []
-    digest = [
-        [
-            *(i.name, len(i.keypoints), float(i.keypoints.sum()), int(i.stored.sum())),
-            # Matches are checked against the poses.
-            *(asdict(i.camera), i.cam_from_world.R.tolist()),
-            i.cam_from_world.t.tolist(),
-        ]
-        for i in images
-    ]
-    for start in range(0, len(pairs), block):
-        chunk = pairs[start : start + block]
+    def ranked(self, left_out: BoolArray | None, *, trials: Trials | None) -> RankedMap:
+        """Return the map without some images, ready to be cut to any size."""
+        landmark_map = self._landmark_map
+        if left_out is not None:
+            landmark_map = self._landmarks(left_out)
+        return rank_map(
+            self._survey.images,
+            landmark_map,
+            quantizer=self._coder.quantizer,
+            global_bytes=self._global_codes.shape[1] * self._global_codes.itemsize,
+            options=self._options,
+            trials=trials,
+        )
 
-        def make(chunk: IntArray = chunk) -> Arrays:
-            found = [
-                match_pair(
-                    images[a],
-                    images[b],
-                    options=options.match,
-                    max_error_px=options.max_epipolar_px,
+    def localize_held_out(
+        self,
+        budget_bytes: float | None,
+        *,
+        trials_of: Callable[[int], Trials] | None,
+    ) -> HeldOutRun:
+        """Localize held-out frames in maps of at most so many bytes."""
+        num_images = len(self._survey.images)
+
+        def remake(fold: int, left_out: BoolArray) -> LandmarkMap:
+            trials = None if trials_of is None else trials_of(fold)
+            ranked = self.ranked(left_out, trials=trials)
+            if budget_bytes is None:
+                return ranked.whole
+            share = 1.0 - left_out.sum() / num_images
+            return ranked.within(budget_bytes * share)
+
+        return localize_held_out(
+            self._survey.images,
+            self._global_codes,
+            self._survey.global_descriptors,
+            remake=remake,
+            describing=self._describing(),
+            progress=self._progress,
+        )
+
+    def _describing(self) -> Describing:
+        quantizer, family = self._coder.quantizer, self._survey.family
+        return Describing(
+            decode_landmarks=family.decode if quantizer is None else quantizer.decode,
+            decode_global=self._global.decode,
+            structure=structure_for(family),
+        )
+
+    def calibrated(self, run: HeldOutRun, part: LandmarkMap) -> HeldOut:
+        """Return what held-out frames say about a part of the map."""
+        images, kept = self._survey.images, self._keyframe_idx(part)
+        coarse = interpolate_held_out(
+            images,
+            self._global_codes,
+            self._survey.global_descriptors,
+            keyframe_idx=kept,
+            describing=self._describing(),
+        )
+        centers = np.stack([i.cam_from_world.origin_in_a for i in images])
+        return calibrate(run, coarse, keyframe_spacing=keyframe_spacing(centers[kept]))
+
+    def _keyframe_idx(self, part: LandmarkMap) -> IntArray:
+        """Return the images that are keyframes of a part of the map."""
+        if len(part.landmarks) == len(self._landmark_map.landmarks):
+            # A picture without landmarks still says where it was taken.
+            return np.arange(len(self._survey.images))
+        return np.flatnonzero([len(ids) > 0 for ids in part.visible])
+
+    def fit(self, ranked: RankedMap, budget_bytes: int, held_out: HeldOut) -> _Fitted:
+        """Return the largest part whose site, as written, is within a budget.
+
+        Raises
+        ------
+        ConfigError
+            When the budget is too small for any.
+        """
+        estimate = min(float(budget_bytes), ranked.total_bytes)
+        best: _Fitted | None = None
+        smallest = 0
+        with tempfile.TemporaryDirectory() as folder:
+            for attempt in range(_FIT_ATTEMPTS):
+                part = ranked.within(estimate)
+                whole = estimate >= ranked.total_bytes
+                if len(part.landmarks) == 0:
+                    break
+                manifest = write_site(
+                    Path(folder) / str(attempt),
+                    self.contents(part, held_out, self.facts()),
+                    max_tile_bytes=self._options.max_tile_bytes,
                 )
-                for a, b in chunk
-            ]
-            return {
-                "matches": np.concatenate([m for m, _ in found]),
-                "scores": np.concatenate([s for _, s in found]),
-                "ends": np.cumsum([len(m) for m, _ in found]),
-            }
+                size = self.counted_bytes(manifest) + _FIGURES_BYTES
+                if size <= budget_bytes:
+                    best = _Fitted(part=part, estimate=None if whole else estimate)
+                    if whole or size >= _FILLED * budget_bytes:
+                        break
+                else:
+                    smallest = size
+                estimate += 0.99 * budget_bytes - size
+                estimate = min(estimate, ranked.total_bytes)
+        if best is None:
+            raise ConfigError(
+                f"a budget of {budget_bytes} bytes is too small for "
+                f"{self._survey.posed.name}: the smallest tried takes {smallest}; give "
+                "more, or fewer images"
+            )
+        return best
 
-        key = {
-            "images": digest,
-            "pairs": chunk.tolist(),
-            "match": asdict(options.match),
-            "max_epipolar_px": options.max_epipolar_px,
+    def counted_bytes(self, manifest: SiteManifest) -> int:
+        """Return what of a site counts: all but networks and shipped codebooks."""
+        universal = {
+            role
+            for role, coder in (
+                ("descriptors", self._coder),
+                ("global", self._global.coder),
+            )
+            if coder.universal
         }
-        arrays = folder.cached(key, make)
-        ends = arrays["ends"][:-1].astype(np.int64)
-        matches += zip(
-            np.split(arrays["matches"].astype(np.int64), ends),
-            np.split(arrays["scores"].astype(np.float32), ends),
-            strict=True,
+        models = sum(
+            model.manifest.num_bytes + model.network.num_bytes
+            for model in manifest.models.values()
         )
-        progress("matches", min(start + block, len(pairs)), len(pairs))
-    return matches
+        codebooks = sum(
+            entry.num_bytes
+            for role, entry in manifest.codebooks.items()
+            if role in universal
+        )
+        return manifest.total_bytes - models - codebooks
+
+    def facts(self) -> dict[str, str | int | float]:
+        """Return what went into the build."""
+        survey = self._survey
+        used_depth = self._options.use_depth and any(
+            i.depth for i in survey.posed.images
+        )
+        return {
+            "edgeloc_version": __version__,
+            "recording": survey.posed.name,
+            "pose_source": survey.posed.pose_source,
+            "num_images": len(survey.images),
+            "used_depth": int(used_depth),
+            "retrieval": "vlad"
+            if survey.retrieval is None
+            else survey.retrieval.network.manifest.name,
+            "num_pairs": survey.num_pairs,
+            "num_matches": survey.num_matches,
+        }
+
+    def contents(
+        self,
+        part: LandmarkMap,
+        held_out: HeldOut,
+        facts: Mapping[str, str | int | float],
+    ) -> SiteContents:
+        """Return what the site of a part of the map holds."""
+        survey = self._survey
+        kept = self._keyframe_idx(part)
+        images = [survey.images[i] for i in kept.tolist()]
+        visible = [part.visible[i] for i in kept.tolist()]
+        keyframes = KeyframeTable(
+            keyframe_ids=kept.astype(np.int64),
+            camera_ids=tuple(i.camera_id for i in images),
+            poses=PoseArrays(
+                R=np.stack([i.cam_from_world.R for i in images]),
+                t=np.stack([i.cam_from_world.t for i in images]),
+            ),
+            global_codes=self._global_codes[kept],
+        )
+        codebooks: dict[str, Codebook] = {}
+        spec = survey.spec
+        if self._coder.codebook is not None:
+            codebooks["descriptors"] = self._coder.codebook
+            spec = replace(
+                spec,
+                coding="pq",
+                stored_dtype="uint8",
+                stored_dim=part.landmarks.descriptors.shape[1],
+            )
+        if self._global.coder.codebook is not None:
+            codebooks["global"] = self._global.coder.codebook
+        pixel = np.quantile(footprints(survey.images, part), 0.1)
+        return SiteContents(
+            name=survey.posed.name,
+            metric=survey.posed.metric,
+            cameras={i.camera_id: i.camera for i in images},
+            family=spec,
+            keyframes=keyframes,
+            landmarks=part.landmarks,
+            visible_offsets=np.cumsum([0, *(len(v) for v in visible)]),
+            visible_landmark_idx=np.concatenate(visible),
+            retrieval_arrays={
+                **survey.retrieval_arrays,
+                **held_out.coarse.to_arrays(),
+                **held_out.fix.to_arrays(),
+                **make_lists(keyframes.global_codes, self._global.decode),
+            },
+            models=survey.models,
+            codebooks=codebooks,
+            global_coding=self._global.coding,
+            position_step=2.0 ** np.floor(np.log2(_STEP_PX * pixel)),
+            covariance_scale=held_out.fix.scale,
+            gravity_in_world=survey.posed.gravity_in_world,
+            geo_reference=survey.posed.geo_reference,
+            build=facts,
+        )

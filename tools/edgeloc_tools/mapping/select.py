@@ -9,6 +9,9 @@ import numpy as np
 
 from edgeloc.types import FloatArray, IntArray
 
+RANKINGS = ("cover", "observations", "random")
+"""Orders in which landmarks are kept; all but the first are for comparison."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectOptions:
