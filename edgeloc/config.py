@@ -50,6 +50,8 @@ class RunConfig:
         Source, see `edgeloc.runtime.sources.open_source`.
     map : str or None
         Site folder.
+    trusted_key : str or None
+        Public key with which the site has to be signed, see `edgeloc.tiles.signing`.
     intrinsics : str or None
         Calibration file, see `edgeloc.runtime.intrinsics.load_intrinsics`.
     budget_ms : float or None
@@ -97,6 +99,7 @@ class RunConfig:
 
     camera: str | None = None
     map: str | None = None
+    trusted_key: str | None = None
     intrinsics: str | None = None
     budget_ms: float | None = None
     emit: str = "asap"
@@ -249,6 +252,7 @@ def _texts(value: object) -> tuple[str, ...]:
 _CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "camera": _text,
     "map": _text,
+    "trusted_key": _text,
     "intrinsics": _text,
     "budget_ms": _positive(_MAX_BUDGET_MS),
     "emit": _choice(EMIT_CHOICES),

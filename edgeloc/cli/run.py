@@ -100,6 +100,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--camera", "SOURCE", "where frames come from")
     add("--map", "SITE", "folder made by edgeloc-build")
     add(
+        "--trusted-key",
+        "FILE",
+        "refuse a site that is not signed with this public key (edgeloc-build keygen)",
+    )
+    add(
         "--intrinsics",
         "FILE",
         "calibration: COLMAP cameras.txt, JSON, ROS camera_info or Kalibr YAML; "

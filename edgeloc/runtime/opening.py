@@ -47,10 +47,18 @@ def open_run_site(config: RunConfig) -> Site:
     ------
     MapError
         When it cannot be used.
+    ConfigError
+        When the trusted key is none.
     """
     from edgeloc.tiles.reader import open_site
 
-    site = open_site(Path(str(config.map)))
+    path = Path(str(config.map))
+    if config.trusted_key is None:
+        site = open_site(path)
+    else:
+        from edgeloc.tiles.signing import read_public_key
+
+        site = open_site(path, trusted_keys=[read_public_key(Path(config.trusted_key))])
     if config.backend == "auto" and not site.manifest.models:
         _log.info(
             "backend auto: ort-cpu, as this site needs no network (%s features run in "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from edgeloc.cli.common import EXIT_OK, OneLineParser, run_command, silence_opencv
-from edgeloc_tools.cli import map_command, quantize_command, train_command
+from edgeloc.cli.common import OneLineParser, run_command, silence_opencv
+from edgeloc_tools.cli import (
+    map_command,
+    quantize_command,
+    site_commands,
+    train_command,
+)
 from edgeloc_tools.mapping import sfm_command
 from edgeloc_tools.synth import command as synth_command
 
@@ -23,25 +25,12 @@ _EXAMPLES = """\
   edgeloc-build sfm --format video --input walk.mp4 -o model/ && \\
     edgeloc-build map --format colmap --input model/ -o site/
   edgeloc-build verify site/
-  edgeloc-build inspect site/
+  edgeloc-build inspect site/ --png site.png
+  edgeloc-build delta old/ new/ -o changes.delta && \\
+    edgeloc-build apply site/ changes.delta
   edgeloc-build synth --kind room -o recording/
 
 exit codes: 0 ok, 2 usage or recording, 3 map, 4 model, 70 other"""
-
-
-def _run_verify(args: argparse.Namespace) -> int:
-    from edgeloc.tiles.reader import verify_site
-
-    verify_site(args.site)
-    print(f"{args.site}: every file is as it was written")
-    return EXIT_OK
-
-
-def _run_inspect(args: argparse.Namespace) -> int:
-    from edgeloc_tools.mapping.inspect import describe_site
-
-    print(json.dumps(describe_site(args.site), indent=2))
-    return EXIT_OK
 
 
 def make_parser() -> OneLineParser:
@@ -63,18 +52,7 @@ def make_parser() -> OneLineParser:
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
-    for name, help_text, run in (
-        ("verify", "check every byte of a site", _run_verify),
-        ("inspect", "sizes and facts of a site, as JSON", _run_inspect),
-    ):
-        sub = subparsers.add_parser(
-            name,
-            help=help_text,
-            description=help_text,
-            examples=f"  {PROG} {name} site/",
-        )
-        sub.add_argument("site", type=Path, help="site folder")
-        sub.set_defaults(run=run)
+    site_commands.add_commands(subparsers, PROG)
     for sub in subparsers.choices.values():
         sub.add_argument(
             "--debug", action="store_true", help="show the traceback of an error"

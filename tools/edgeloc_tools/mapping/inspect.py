@@ -2,11 +2,67 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from edgeloc.tiles.reader import open_site
+from edgeloc.tiles import index_file, tile_file
+from edgeloc.tiles.container import FileKind, unpack
+from edgeloc.tiles.reader import Site, open_site
+from edgeloc.tiles.site_folder import signature_of
+from edgeloc.tiles.site_folder import tile_file as file_of_tile
+
+_PARTS = {
+    "POSN": "positions",
+    "QUAL": "sigmas_and_counts",
+    "DESC": "descriptors",
+    "DCNT": "descriptors",
+    "NBRS": "visibility",
+    "VIDS": "visibility",
+    "TILE": "tile_table",
+    "KFID": "keyframes",
+    "KCAM": "keyframes",
+    "CNTR": "keyframes",
+    "QUAT": "keyframes",
+    "GDSC": "global_descriptors",
+    "ADIR": "retrieval_model",
+    "ADAT": "retrieval_model",
+}
+"""What a section counts as; the rest are headers."""
+
+
+def bytes_by_part(site: Site) -> dict[str, int]:
+    """Return the bytes of each part of a site, the largest first.
+
+    Parameters
+    ----------
+    site : Site
+        Open.
+    """
+    manifest = site.manifest
+    parts: Counter[str] = Counter(
+        {
+            "site.json": (site.path / "site.json").stat().st_size,
+            "codebooks": sum(c.num_bytes for c in manifest.codebooks.values()),
+            "models": sum(
+                m.manifest.num_bytes + m.network.num_bytes
+                for m in manifest.models.values()
+            ),
+        }
+    )
+    files: list[tuple[str, FileKind, Sequence[str]]] = [
+        (file_of_tile(tile).file, FileKind.TILE, tile_file.TAGS) for tile in site.tiles
+    ]
+    files.append((manifest.index.file, FileKind.INDEX, index_file.TAGS))
+    for name, kind, tags in files:
+        data = (site.path / name).read_bytes()
+        for tag, section in unpack(data, kind, tags).sections.items():
+            parts[_PARTS.get(tag, "headers")] += len(section.payload)
+            parts["headers"] -= len(section.payload)
+        parts["headers"] += len(data)
+    return {part: size for part, size in parts.most_common() if size > 0}
 
 
 def describe_site(path: Path) -> dict[str, object]:
@@ -29,12 +85,20 @@ def describe_site(path: Path) -> dict[str, object]:
     centers = site.keyframes.centers
     seen = [np.diff(t.visible_offsets) for t in tiles]
     per_keyframe = np.concatenate(seen) if seen else np.zeros(0, np.int64)
+    parts = bytes_by_part(site)
+    visible = int(per_keyframe.sum())
     return {
         "map_id": manifest.map_id,
         "name": manifest.name,
         "metric": manifest.metric,
         "features": manifest.family.name,
+        "coding": {
+            "descriptors": manifest.family.coding,
+            "global_descriptors": manifest.global_coding,
+        },
         "models": {role: model.name for role, model in manifest.models.items()},
+        "codebooks": {role: book.name for role, book in manifest.codebooks.items()},
+        "signed": (path / signature_of(manifest)).is_file(),
         "rungs": list(manifest.rungs),
         "covariance_scale": manifest.covariance_scale,
         "cameras": {
@@ -44,18 +108,21 @@ def describe_site(path: Path) -> dict[str, object]:
         "bytes": {
             "total": manifest.total_bytes,
             "tiles": manifest.tile_bytes,
-            "models": sum(
-                model.manifest.num_bytes + model.network.num_bytes
-                for model in manifest.models.values()
-            ),
-            "codebooks": sum(c.num_bytes for c in manifest.codebooks.values()),
+            "models": parts.get("models", 0),
+            "codebooks": parts.get("codebooks", 0),
             "index": manifest.index.num_bytes,
-            "site.json": (path / "site.json").stat().st_size,
+            "site.json": parts["site.json"],
         },
+        "bytes_by_part": parts,
         "tiles": len(tiles),
+        "largest_tile_bytes": max(tile.num_bytes for tile in site.tiles),
         "keyframes": len(site.keyframes),
         "landmarks": len(observations),
         "descriptors": int(sum(len(t.landmarks.descriptors) for t in tiles)),
+        "visible_landmarks": visible,
+        "bits_per_visible_landmark": round(
+            8 * parts.get("visibility", 0) / max(visible, 1), 3
+        ),
         "observations_per_landmark": _quantiles(observations),
         "landmark_sigma": _quantiles(sigmas),
         "landmarks_per_keyframe": _quantiles(per_keyframe),
