@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -145,13 +145,8 @@ class KeyframeTable:
     camera_ids: Sequence[str]
     poses: KeyframePoses
     global_codes: npt.NDArray[np.generic]
-    _by_id: IntArray | None = field(init=False, repr=False, default=None)
-    """Indices in the order of the ids, unless the ids ascend anyway."""
-
-    def __post_init__(self) -> None:
-        ids = self.keyframe_ids
-        if np.any(ids[1:] < ids[:-1]):
-            object.__setattr__(self, "_by_id", np.argsort(ids))
+    _by_id: list[IntArray] = field(init=False, repr=False, default_factory=list)
+    """Indices in the order of the ids, once somebody has asked for an id."""
 
     def __len__(self) -> int:
         return len(self.keyframe_ids)
@@ -187,10 +182,11 @@ class KeyframeTable:
 
     def index_of(self, keyframe_ids: IntArray) -> IntArray:
         """Return the indices of ids; `KeyError` for one that does not exist."""
-        idx = np.searchsorted(self.keyframe_ids, keyframe_ids, sorter=self._by_id)
-        idx = np.minimum(idx, len(self.keyframe_ids) - 1)
-        if self._by_id is not None:
-            idx = self._by_id[idx]
+        if not self._by_id:
+            self._by_id.append(np.argsort(self.keyframe_ids))
+        [by_id] = self._by_id
+        place = np.searchsorted(self.keyframe_ids, keyframe_ids, sorter=by_id)
+        idx = by_id[np.minimum(place, len(by_id) - 1)]
         if not np.array_equal(self.keyframe_ids[idx], keyframe_ids):
             raise KeyError(f"no such keyframe among {np.asarray(keyframe_ids)}")
         return np.asarray(idx, dtype=np.int64)
@@ -273,6 +269,9 @@ class SiteContents:
     grid_origin : tuple of 3 float or None
         Where the grid of cells begins. Give that of the site before, so that tiles of
         places that did not change keep their bytes; None: the least coordinates.
+    row_arrays : callable or None
+        Gives more of `retrieval_arrays`: those that name keyframes by their rows. It is
+        told the global codes as the site has them, where keyframes are grouped by tile.
     """
 
     name: str
@@ -294,6 +293,9 @@ class SiteContents:
     global_coding: str = "float16"
     position_step: float | None = None
     grid_origin: tuple[float, float, float] | None = None
+    row_arrays: Callable[[npt.NDArray[Any]], Mapping[str, npt.NDArray[Any]]] | None = (
+        None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

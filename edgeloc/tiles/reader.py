@@ -252,13 +252,15 @@ def read_manifest(path: Path) -> tuple[SiteManifest, bytes]:
     """
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_SITE_JSON_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+            # A read of the limit would take that much memory first.
+            raw = file.read(min(size, MAX_SITE_JSON_BYTES)) if size else b""
     except OSError as exc:
         raise MapError(
             f"{path}: cannot be read ({exc.strerror}); check its permissions"
         ) from exc
     with _in_file(path):
-        if len(raw) > MAX_SITE_JSON_BYTES:
+        if size > MAX_SITE_JSON_BYTES:
             raise TileFormatError(f"has more than {MAX_SITE_JSON_BYTES} bytes")
         return decode_manifest(raw), raw
 

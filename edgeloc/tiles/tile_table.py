@@ -234,24 +234,26 @@ def encode_tile_table(entries: Sequence[TileEntry]) -> bytes:
     return b"".join(entry.packed() for entry in entries)
 
 
-def _keys(cells: npt.NDArray[np.integer]) -> npt.NDArray[np.void]:
-    """Return cells in a form that can be searched, 12 bytes each."""
-    rows = np.ascontiguousarray(cells, dtype="<i4")
-    return rows.view(np.dtype((np.void, 12))).reshape(-1)
-
-
 def _first_overlap(rows: npt.NDArray[np.void]) -> int | None:
     """Return the row of a cell that lies in another one."""
+    # By sorting: np.unique and np.isin would load numpy.ma, which takes longer than all
+    # the rest of opening a site.
     exponents = rows["exponent"].astype(np.int64)
-    present = np.unique(exponents)
-    for coarse in present[1:].tolist():
+    cells = rows["cell"].astype(np.int64)
+    for coarse in np.flatnonzero(np.bincount(exponents - MIN_EXPONENT)) + MIN_EXPONENT:
+        own = np.flatnonzero(exponents == coarse)
         fine = np.flatnonzero(exponents < coarse)
-        shift = (coarse - exponents[fine])[:, None]
-        # Beyond 31 the shift of a 32-bit index would be undefined.
-        parents = rows["cell"][fine].astype(np.int64) >> np.minimum(shift, 40)
-        inside = np.isin(_keys(parents), _keys(rows["cell"][exponents == coarse]))
+        parents = cells[fine] >> (coarse - exponents[fine])[:, None].clip(0, 40)
+        both = np.concatenate([cells[own], parents])
+        is_fine = np.repeat([0, 1], [len(own), len(fine)])
+        order = np.lexsort((is_fine, *both.T))
+        begins = np.ones(len(order), dtype=np.bool_)
+        begins[1:] = np.any(both[order[1:]] != both[order[:-1]], axis=1)
+        # Of equal ones a coarse one comes first, if there is one.
+        first = order[begins][np.cumsum(begins) - 1]
+        inside = (first < len(own)) & (order >= len(own))
         if inside.any():
-            return int(fine[int(np.argmax(inside))])
+            return int(fine[order[inside].min() - len(own)])
     return None
 
 
@@ -308,7 +310,9 @@ def decode_tile_table(
         (rows["cell"][:, 2], rows["cell"][:, 1], rows["cell"][:, 0], rows["exponent"])
     )
     different = np.ones(count, dtype=np.bool_)
-    different[1:] = rows[["exponent", "cell"]][1:] != rows[["exponent", "cell"]][:-1]
+    different[1:] = (np.diff(rows["exponent"]) != 0) | np.any(
+        rows["cell"][1:] != rows["cell"][:-1], axis=1
+    )
     wrong = (order != np.arange(count)) | ~different
     if wrong.any():
         raise fail(int(np.argmax(wrong)), "is not in the order of the cells")
