@@ -345,3 +345,30 @@ def nearest_keyframes(keyframes: KeyframeTable, pose: Rigid3, *, k: int) -> IntA
         if len(found) >= k:
             break
     return keyframes.keyframe_ids[found[:k]]
+
+
+def keyframes_in_view(
+    keyframes: KeyframeTable, pose: Rigid3, *, k: int, distance: float
+) -> IntArray:
+    """Return the ids of the keyframes that see most of what a camera there sees.
+
+    Of the nearest ones that look the same way, those whose distance and angle together
+    are smallest: what moves the picture as much as a radian is `distance`.
+
+    Parameters
+    ----------
+    keyframes : KeyframeTable
+        All keyframes of the site.
+    pose : Rigid3
+        ``cam_from_world``.
+    k : int
+        How many.
+    distance : float
+        Of the landmarks in view, m.
+    """
+    near = nearest_keyframes(keyframes, pose, k=4 * k)
+    idx = keyframes.index_of(near)
+    off = np.linalg.norm(keyframes.centers_of(idx) - pose.origin_in_a, axis=1)
+    angle = rotation_angle_rad(keyframes.rotations_of(idx) @ pose.R.T)
+    order = np.argsort(off / distance + angle, kind="stable")
+    return near[order[:k]]

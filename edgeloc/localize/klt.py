@@ -44,7 +44,7 @@ class KltOptions:
     """
 
     window_px: int = 15
-    num_levels: int = 3
+    num_levels: int = 4
     max_return_px: float = 0.7
     max_difference: float = 25.0
 

@@ -16,7 +16,6 @@ from edgeloc.geometry.camera import project
 from edgeloc.geometry.pnp import PnpOptions, PnpResult, estimate_pose
 from edgeloc.geometry.refine import pose_jacobian
 from edgeloc.localize.candidate import Candidate
-from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.localize.klt import KltOptions, Tracks, follow, spread_order
 from edgeloc.localize.structure import (
     FixCalibration,
@@ -40,9 +39,6 @@ from edgeloc.types import (
     Rung,
 )
 
-_STRIP_PX = 48.0
-"""Height of the strips in which landmarks are compared with the features nearby."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackOptions:
@@ -56,6 +52,12 @@ class TrackOptions:
         Of the pose.
     integrity : IntegrityOptions
         Gates, as for RELOCALIZE.
+    inlier_sigmas : float
+        Limit of an inlier, in standard deviations. Wider than for fresh matches, which
+        are right or wrong: what is followed was right once, and points that come and go
+        at a narrow limit would make the pose jump.
+    sighting_sigmas : float
+        The same of a fresh sighting of a landmark.
     max_tracks : int
         Landmarks followed.
     few_tracks : int
@@ -71,7 +73,10 @@ class TrackOptions:
         Radius of the search, in standard deviations of the predicted pixel,
     min_window_px, max_window_px : float
         within these bounds.
-    max_expected : int
+    usual_window_px : float
+        Radius up to which `max_expected` landmarks are looked for; in wider windows
+        fewer, but not fewer than `min_expected`.
+    min_expected, max_expected : int
         Landmarks looked for at a time: those that are followed already come first, then
         those that the most mapping images saw.
     window_ratio : float
@@ -86,15 +91,19 @@ class TrackOptions:
     klt: KltOptions = field(default_factory=KltOptions)
     pnp: PnpOptions = field(default_factory=lambda: PnpOptions(max_error_px=4.0))
     integrity: IntegrityOptions = field(default_factory=IntegrityOptions)
-    max_tracks: int = 160
-    few_tracks: int = 90
+    inlier_sigmas: float = 6.0
+    sighting_sigmas: float = 3.4
+    max_tracks: int = 120
+    few_tracks: int = 70
     min_found: float = 0.3
     max_view_angle_deg: float = 50.0
     max_scale: float = 2.0
     window_sigmas: float = 3.0
     min_window_px: float = 5.0
     max_window_px: float = 48.0
-    max_expected: int = 400
+    usual_window_px: float = 12.0
+    min_expected: int = 150
+    max_expected: int = 1000
     window_ratio: float = 0.9
     min_similarity: float = 0.5
     blend: float = 0.1
@@ -240,19 +249,23 @@ def expected_landmarks(
     usable &= (pixels[:, 0] >= 0) & (pixels[:, 0] < camera.width)
     usable &= (pixels[:, 1] >= rows_px[0]) & (pixels[:, 1] < rows_px[1])
     idx = np.flatnonzero(usable)
-    if len(idx) > options.max_expected:
-        local_map = track_map.local_map
-        followed = np.isin(local_map.point3D_ids[idx], followed_ids)
-        worth = local_map.num_observations[idx] + 1_000_000 * followed
-        best = np.argsort(-worth, kind="stable")[: options.max_expected]
-        idx = np.sort(idx[best])
     _, jac, _ = pose_jacobian(camera, cam_from_world, points[idx])
     spread = np.einsum("nij,jk,nik->n", jac, covariance, jac) / 2.0
     radii = options.window_sigmas * np.sqrt(np.maximum(spread, 0.0))
+    radii = np.clip(radii, options.min_window_px, options.max_window_px)
+    # Wide windows hold many features: the work grows with their area.
+    area = float(np.square(radii / options.usual_window_px).mean()) if len(idx) else 0.0
+    most = max(round(options.max_expected / max(area, 1.0)), options.min_expected)
+    if len(idx) > most:
+        local_map = track_map.local_map
+        followed = np.isin(local_map.point3D_ids[idx], followed_ids)
+        worth = local_map.num_observations[idx] + 1_000_000 * followed
+        best = np.sort(np.argsort(-worth, kind="stable")[:most])
+        idx, radii = idx[best], radii[best]
     return Expected(
         point_idx=idx,
         pixels=pixels[idx],
-        radii_px=np.clip(radii, options.min_window_px, options.max_window_px),
+        radii_px=radii,
     )
 
 
@@ -291,66 +304,72 @@ def match_expected(
     scores : ndarray of shape (M,), float32
         How distinct each match is, see `edgeloc.features.match`.
     """
-    num_points = len(expected.point_idx)
-    best = np.full(num_points, -1.0, np.float32)
-    second = np.full(num_points, -1.0, np.float32)
-    choice = np.zeros(num_points, np.int64)
+    none = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    off_x = expected.pixels[:, 0, None] - features.keypoints[None, :, 0]
+    off_y = expected.pixels[:, 1, None] - features.keypoints[None, :, 1]
+    # Windows are small: comparing everything with everything is a hundred times more.
+    inside = off_x * off_x + off_y * off_y <= expected.radii_px[:, None] ** 2
+    expected_idx, feature_idx = np.nonzero(inside)
+    if not len(expected_idx):
+        return none
+    similarity = _pair_similarity(
+        local_map,
+        expected.point_idx[expected_idx],
+        descriptors[feature_idx],
+        decode,
+    )
     best_of_feature = np.full(len(features), -1.0, np.float32)
-    strips = np.floor(expected.pixels[:, 1] / _STRIP_PX).astype(np.int64)
-    order_y = np.argsort(features.keypoints[:, 1], kind="stable")
-    sorted_y = features.keypoints[order_y, 1]
-    # Comparing everything with everything would grow with the square of the picture.
-    for strip in np.flatnonzero(np.bincount(strips)) if num_points else ():
-        rows = np.flatnonzero(strips == strip)
-        pixels, radii = expected.pixels[rows], expected.radii_px[rows]
-        first = np.searchsorted(sorted_y, (pixels[:, 1] - radii).min())
-        last = np.searchsorted(sorted_y, (pixels[:, 1] + radii).max(), side="right")
-        if first == last:
-            continue
-        near = order_y[first:last]
-        similarity = LandmarkComparison(descriptors[near], decode).similarity(
-            select_landmarks(local_map, expected.point_idx[rows])
-        )
-        off = pixels[:, None] - features.keypoints[None, near]
-        inside = np.einsum("pni,pni->pn", off, off) <= radii[:, None] ** 2
-        windowed = np.where(inside, similarity, np.float32(-1.0))
-        best_of_feature[near] = np.maximum(best_of_feature[near], windowed.max(axis=0))
-        local = np.arange(len(rows))
-        cols = np.argmax(windowed, axis=1)
-        best[rows], choice[rows] = windowed[local, cols], near[cols]
-        windowed[local, cols] = -1.0
-        second[rows] = windowed.max(axis=1)
-    first2 = np.maximum(2.0 - 2.0 * best, 0.0)
+    np.maximum.at(best_of_feature, feature_idx, similarity)
+    order = np.lexsort((-similarity, expected_idx))
+    expected_idx, feature_idx = expected_idx[order], feature_idx[order]
+    similarity = similarity[order]
+    first = np.flatnonzero(np.diff(expected_idx, prepend=-1))
+    best = similarity[first]
+    second = np.full(len(first), -1.0, np.float32)
+    several = np.diff(np.append(first, len(expected_idx))) > 1
+    second[several] = similarity[first[several] + 1]
+    # The same floor for both: of two perfect matches, neither is told from the other.
+    first2 = np.maximum(2.0 - 2.0 * best, 1e-6)
     second2 = np.maximum(2.0 - 2.0 * second, 1e-6)
+    chosen = feature_idx[first]
     kept = np.flatnonzero(
         (best >= options.min_similarity)
-        & (best >= best_of_feature[choice] if len(features) else False)
+        & (best >= best_of_feature[chosen])
         & (first2 <= options.window_ratio**2 * second2)
     )
     scores = 1.0 - first2[kept] / second2[kept]
-    order = np.argsort(-scores, kind="stable")
-    kept, scores = kept[order], scores[order]
+    kept = kept[np.argsort(-scores, kind="stable")]
     # Equals may tie for one feature.
-    _, once = np.unique(choice[kept], return_index=True)
-    once = np.sort(once)
-    kept = kept[once]
-    return choice[kept], expected.point_idx[kept], scores[once].astype(np.float32)
-
-
-def select_landmarks(local_map: LocalMap, point_idx: IntArray) -> LocalMap:
-    """Return some landmarks of a local map, `point_idx` ascending."""
-    wanted = np.zeros(len(local_map), dtype=bool)
-    wanted[point_idx] = True
-    rows = wanted[local_map.row_to_point]
-    renumbered = np.cumsum(wanted) - 1
-    return LocalMap(
-        point3D_ids=local_map.point3D_ids[point_idx],
-        points3D=local_map.points3D[point_idx],
-        sigmas=local_map.sigmas[point_idx],
-        num_observations=local_map.num_observations[point_idx],
-        descriptors=local_map.descriptors[rows],
-        row_to_point=renumbered[local_map.row_to_point[rows]],
+    _, once = np.unique(chosen[kept], return_index=True)
+    kept = kept[np.sort(once)]
+    scores = 1.0 - first2[kept] / second2[kept]
+    return (
+        chosen[kept],
+        expected.point_idx[expected_idx[first[kept]]],
+        scores.astype(np.float32),
     )
+
+
+def _pair_similarity(
+    local_map: LocalMap,
+    point_idx: IntArray,
+    descriptors: Float32Array,
+    decode: Callable[[npt.NDArray[np.generic]], Float32Array],
+) -> Float32Array:
+    """Return how similar each landmark is to the descriptor beside it, (V,).
+
+    A landmark is as similar as its most similar descriptor, as in
+    `edgeloc.features.match.landmark_similarity`.
+    """
+    starts = np.searchsorted(local_map.row_to_point, point_idx)
+    counts = np.searchsorted(local_map.row_to_point, point_idx, side="right") - starts
+    pair_starts = np.cumsum(counts) - counts
+    pairs = np.repeat(np.arange(len(point_idx)), counts)
+    rows = np.arange(len(pairs)) - pair_starts[pairs] + starts[pairs]
+    wanted, where = np.unique(rows, return_inverse=True)
+    decoded = decode(local_map.descriptors[wanted])
+    products = np.einsum("vd,vd->v", decoded[where], descriptors[pairs])
+    return np.asarray(np.maximum.reduceat(products, pair_starts), np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -497,17 +516,40 @@ def _localized(  # noqa: PLR0917 - one value of five
     )
 
 
-def sighted(
-    tracks: Tracks,
-    *,
+def sightings(
     features: Features,
     local_map: LocalMap,
+    *,
     feature_idx: IntArray,
     point_idx: IntArray,
-    keep: BoolArray,
-    options: TrackOptions,
+    grey: ByteArray,
 ) -> Tracks:
-    """Return tracks to which fresh sightings were added.
+    """Return landmarks where features say they are.
+
+    Parameters
+    ----------
+    features : Features
+        Of a frame.
+    local_map : LocalMap
+        Landmarks.
+    feature_idx, point_idx : ndarray of shape (M,), int64
+        Matches between the two, each landmark once.
+    grey : ndarray of shape (H, W), uint8
+        The frame.
+    """
+    return Tracks(
+        grey=grey,
+        points2D=features.keypoints[feature_idx].astype(np.float64),
+        points3D=local_map.points3D[point_idx],
+        point3D_ids=local_map.point3D_ids[point_idx],
+        point_sigmas=local_map.sigmas[point_idx],
+        pixel_sigmas=features.sigmas[feature_idx],
+        num_sightings=np.ones(len(point_idx), np.int64),
+    )
+
+
+def merged(tracks: Tracks, fresh: Tracks, options: TrackOptions) -> Tracks:
+    """Return tracks to which fresh sightings in the same frame were added.
 
     A landmark that is followed already moves a little towards its fresh sighting, which
     keeps it from drifting and averages the noise of both; others are new. What is too
@@ -515,52 +557,35 @@ def sighted(
 
     Parameters
     ----------
-    tracks : Tracks
-        Of the same frame.
-    features : Features
-        Its features.
-    local_map : LocalMap
-        Landmarks.
-    feature_idx, point_idx : ndarray of shape (M,), int64
-        Matches between the two.
-    keep : ndarray of shape (M,), bool
-        Those that agree with the pose of the frame.
+    tracks, fresh : Tracks
+        In the same frame.
     options : TrackOptions
         How many, and how they are blended.
     """
-    feature_idx, point_idx = feature_idx[keep], point_idx[keep]
-    ids = local_map.point3D_ids[point_idx]
-    pixels = features.keypoints[feature_idx].astype(np.float64)
     order = np.argsort(tracks.point3D_ids, kind="stable")
-    where = np.searchsorted(tracks.point3D_ids, ids, sorter=order)
+    where = np.searchsorted(tracks.point3D_ids, fresh.point3D_ids, sorter=order)
     where = np.minimum(where, max(len(tracks) - 1, 0))
-    known = np.zeros(len(ids), dtype=bool)
+    known = np.zeros(len(fresh), dtype=bool)
     if len(tracks):
         where = order[where]
-        known = tracks.point3D_ids[where] == ids
+        known = tracks.point3D_ids[where] == fresh.point3D_ids
     points2D = tracks.points2D.copy()
     num_sightings = tracks.num_sightings.copy()
     again = where[known]
     weight = np.maximum(1.0 / (num_sightings[again] + 1.0), options.blend)
-    points2D[again] += weight[:, None] * (pixels[known] - points2D[again])
+    points2D[again] += weight[:, None] * (fresh.points2D[known] - points2D[again])
     num_sightings[again] += 1
-    new = ~known
-    merged = Tracks(
+    new = fresh.select(~known)
+    out = Tracks(
         grey=tracks.grey,
-        points2D=np.concatenate([points2D, pixels[new]]),
-        points3D=np.concatenate([tracks.points3D, local_map.points3D[point_idx[new]]]),
-        point3D_ids=np.concatenate([tracks.point3D_ids, ids[new]]),
-        point_sigmas=np.concatenate(
-            [tracks.point_sigmas, local_map.sigmas[point_idx[new]]]
-        ),
-        pixel_sigmas=np.concatenate(
-            [tracks.pixel_sigmas, features.sigmas[feature_idx[new]]]
-        ),
-        num_sightings=np.concatenate(
-            [num_sightings, np.ones(int(new.sum()), np.int64)]
-        ),
+        points2D=np.concatenate([points2D, new.points2D]),
+        points3D=np.concatenate([tracks.points3D, new.points3D]),
+        point3D_ids=np.concatenate([tracks.point3D_ids, new.point3D_ids]),
+        point_sigmas=np.concatenate([tracks.point_sigmas, new.point_sigmas]),
+        pixel_sigmas=np.concatenate([tracks.pixel_sigmas, new.pixel_sigmas]),
+        num_sightings=np.concatenate([num_sightings, new.num_sightings]),
     )
-    return thinned(merged, options.max_tracks)
+    return thinned(out, options.max_tracks)
 
 
 def thinned(tracks: Tracks, max_tracks: int) -> Tracks:

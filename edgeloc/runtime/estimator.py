@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from edgeloc.localize.interpolate import (
     CoarseCalibration,
     InterpolateOptions,
     interpolate_pose,
+    keyframes_in_view,
     nearest_keyframes,
     widen_unconfirmed,
 )
@@ -32,7 +34,12 @@ from edgeloc.localize.structure import (
     structure_for,
 )
 from edgeloc.runtime import ladder
-from edgeloc.runtime.following import Following, FollowOptions, Prediction
+from edgeloc.runtime.following import (
+    Following,
+    FollowOptions,
+    Look,
+    Prediction,
+)
 from edgeloc.runtime.ladder import Attempt, LadderState, Need, Settings
 from edgeloc.runtime.site_models import (
     open_keyframe_index,
@@ -80,10 +87,16 @@ _STEPS = MappingProxyType(
 )
 """Steps of the ladder that a method takes."""
 
-_PARTS = (1, 2, 3, 4, 6)
+_PARTS = (1, 2, 3, 4, 6, 8)
 """Parts of the picture, one of which is looked at for landmarks."""
 
-_PART_MARGIN_PX = 40
+_NUM_GAPS = 16
+"""Gaps between frames, of which the shortest is taken for their period."""
+
+_LATE_SETTING = 2
+"""Of `ladder.KNOBS`."""
+
+_PART_MARGIN_PX = 24
 """Around a part: features near the border of what is looked at are not found."""
 
 _LOST = Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=Cause.NONE)
@@ -163,6 +176,7 @@ class _Work:
         self.frame = frame
         self.budget = budget
         self.offer = offer
+        self.begin_ns = budget.clock.now_ns()
         self.candidates: dict[str, Candidate] = {}
         self.skipped: set[str] = set()
         self.prediction: Prediction | None = None
@@ -241,12 +255,20 @@ class Estimator:
                 self._options.follow,
                 track=replace(
                     self._options.follow.track,
-                    pnp=replace(pnp, max_iterations=max(1, pnp.max_iterations // 4)),
+                    pnp=replace(
+                        pnp,
+                        inlier_sigmas=self._options.follow.track.inlier_sigmas,
+                        max_iterations=max(1, pnp.max_iterations // 4),
+                    ),
                     integrity=self._structure.integrity,
                     min_similarity=self._structure.match.min_similarity,
                 ),
             ),
         )
+        self._look: tuple[Look, int] | None = None
+        self._late_setting = _LATE_SETTING
+        self._last_timestamp_ns: int | None = None
+        self._gaps_ns: deque[int] = deque(maxlen=_NUM_GAPS)
         self._failures = RepeatedWarning(_log, self._clock)
         # Images of another size than a network's own would reach it stretched.
         fixed = (
@@ -268,7 +290,6 @@ class Estimator:
         noise = np.random.default_rng(0).integers(
             0, 255, (self._camera.height, self._camera.width), dtype=np.uint8
         )
-        costs_ns: dict[str, float] = {}
         for _ in range(2):  # the first time is slower than any after it
             self._timer = StageTimer(self._clock)
             now_ns = self._clock.now_ns()
@@ -279,11 +300,12 @@ class Estimator:
             self._timer.start_frame()
             self._climb(_Work(frame, far, None))
             self._relocalize_a_keyframe(noise)
-            costs_ns = dict(self._timer.stage_ns)
+            self._timer.end_frame()
         self._following.reset()
-        self._timer = StageTimer(self._clock)
-        if not self._options.cold:
-            self._timer.seed(costs_ns)
+        self._look = None
+        self._timer.call_provisional()
+        if self._options.cold:
+            self._timer = StageTimer(self._clock)
 
     def _relocalize_a_keyframe(self, grey: ByteArray) -> None:
         """Solve for a keyframe's pose from its own landmarks, without a picture."""
@@ -322,9 +344,13 @@ class Estimator:
         assert prediction is not None
         with self._timer.stage("track"):
             self._following.track(grey, 0, prediction)
-        self._following.accept(fix, grey, 0, None)
         frame = Frame(frame_id=0, camera_id="", timestamp_ns=0, image=grey)
-        self._refresh(frame, self._covariance_of(fix), 1)
+        for num_parts in self._parts:
+            self._timer.end_frame()
+            self._timer.start_frame()
+            self._following.accept(fix, grey, 0, None)
+            look = self._look_at_part(frame, self._covariance_of(fix), num_parts)
+            self._recognise(look, _setting_of(num_parts))
 
     @property
     def motion_state(self) -> MotionState | None:
@@ -372,6 +398,7 @@ class Estimator:
         """Return the answer and how it came about."""
         self._timer.start_frame()
         work = _Work(frame, budget, offer)
+        self._note_time(frame.timestamp_ns)
         try:
             self._climb(work)
         except ModelError as exc:
@@ -410,6 +437,7 @@ class Estimator:
             have=self._have(work),
             only=_STEPS[options.method],
             may_be_late=not options.cold,
+            late_setting=self._late_setting,
             turn_down=not options.cold,
         )
         while True:
@@ -422,6 +450,10 @@ class Estimator:
             if attempt.step.rung is Rung.LOST:
                 return
             candidate = self._take(attempt, work)
+            if attempt.late:
+                # Quick first; with everything that there is when that did not do.
+                failed = candidate.cam_from_world is None
+                self._late_setting = 0 if failed else _LATE_SETTING
             work.candidates[attempt.step.name.upper()] = candidate
             state = state.after(attempt.step.name, candidate.cause, stages=work.done)
             if candidate.cam_from_world is None:
@@ -436,12 +468,13 @@ class Estimator:
     def _have(self, work: _Work) -> frozenset[Need]:
         have = set(ladder.site_data(self._site.manifest.rungs))
         if not self._options.cold:
-            prediction = self._following.predict(work.frame.timestamp_ns)
+            timestamp_ns = work.frame.timestamp_ns
+            prediction = self._following.predict(timestamp_ns)
             work.prediction = prediction
             if prediction is not None and prediction.usable:
                 have |= {Need.MOTION, Need.PRIOR}
-                if self._following.can_track(self._grey(work)):
-                    have.add(Need.TRACKS)
+            if self._following.can_track(self._grey(work), timestamp_ns):
+                have.add(Need.TRACKS)
         return frozenset(have)
 
     def _grey(self, work: _Work) -> ByteArray:
@@ -471,46 +504,92 @@ class Estimator:
             )
         work.done.update(("preprocess", "track"))
         if candidate.status is not PoseStatus.LOCALIZED:
+            self._look = None
             return candidate
         if work.offer is not None:
             work.offer(self._estimate(candidate, work))
-        if following.wants_landmarks:
-            num_parts = self._affordable_parts(work.budget)
-            if num_parts:
-                self._refresh(frame, self._covariance_of(candidate), num_parts)
+        self._look_for_landmarks(work, self._covariance_of(candidate))
         return candidate
 
-    def _affordable_parts(self, budget: FrameBudget) -> int:
+    def _look_for_landmarks(self, work: _Work, covariance: FloatArray) -> None:
+        """Use what is left of a frame's time for the frames that follow."""
+        following = self._following
+        # Without new landmarks there will soon be nothing to follow. This frame is
+        # answered, and one that is late now costs less than all that come after it.
+        urgent = following.starves
+        if self._look is None and following.wants_landmarks:
+            num_parts = self._affordable_parts(work)
+            if urgent and not num_parts:
+                num_parts = self._parts[-1]
+            if num_parts:
+                look = self._look_at_part(work.frame, covariance, num_parts)
+                self._look = look, _setting_of(num_parts)
+        if self._look is None:
+            return
+        look, setting = self._look
+        cost_ns = self._timer.cost_ns("track_map") + self._timer.cost_ns(
+            "look_match", setting=setting, share=1.0
+        )
+        if urgent or cost_ns <= self._spare_ns(work):
+            self._recognise(look, setting)
+            self._look = None
+        elif work.frame.timestamp_ns != look.timestamp_ns:
+            self._timer.forget_a_little("look_match", "track_map")
+
+    def _spare_ns(self, work: _Work) -> int:
+        """Return the time for what this frame's answer does not need.
+
+        Until its deadline, and until the next frame comes, which would have to wait.
+        """
+        spare_ns = work.budget.remaining_ns
+        if self._gaps_ns:
+            period_ns = min(self._gaps_ns)
+            spent_ns = self._clock.now_ns() - work.begin_ns
+            spare_ns = min(spare_ns, period_ns - spent_ns)
+        return spare_ns
+
+    def _note_time(self, timestamp_ns: int) -> None:
+        if self._last_timestamp_ns is not None:
+            gap_ns = timestamp_ns - self._last_timestamp_ns
+            if gap_ns > 0:
+                self._gaps_ns.append(gap_ns)
+        self._last_timestamp_ns = timestamp_ns
+
+    def _affordable_parts(self, work: _Work) -> int:
         """Return into how many parts the picture is divided; 0 = no time for any."""
-        least = 1 if self._following.num_tracks < 60 else 3
+        least = 1 if self._following.num_tracks < 40 else 3
         for num_parts in self._parts:
             if num_parts < least and len(self._parts) > 1:
                 continue
-            share = 1.2 / num_parts if num_parts > 1 else 1.0
-            setting = 0 if num_parts == 1 else num_parts
-            if budget.allows(
-                self._timer.cost_ns("refresh", setting=setting, share=share)
-                + self._timer.cost_ns("track_map")
-            ):
+            cost_ns = self._timer.cost_ns(
+                "look", setting=_setting_of(num_parts), share=1.2 / num_parts
+            )
+            if cost_ns <= self._spare_ns(work):
                 return num_parts
-        self._timer.forget_a_little("refresh", "track_map")
+        self._timer.forget_a_little("look")
         return 0
 
-    def _refresh(self, frame: Frame, covariance: FloatArray, num_parts: int) -> None:
-        """Look for landmarks in a part of the picture; without tiles, for none."""
-        following = self._following
-        pose = following.pose
-        if pose is None or not self._near_map(pose):
-            return
-        setting = 0 if num_parts == 1 else num_parts
-        with self._timer.stage("refresh", setting=setting):
-            rows = following.next_rows(num_parts)
+    def _look_at_part(
+        self, frame: Frame, covariance: FloatArray, num_parts: int
+    ) -> Look:
+        """Return the features of the part of the picture that is next."""
+        with self._timer.stage("look", setting=_setting_of(num_parts)):
+            rows = self._following.next_rows(num_parts)
             features = self._features_of_rows(frame.image, rows)
-            following.refresh(features, rows, frame.timestamp_ns, covariance)
+            return self._following.look(features, rows, frame.timestamp_ns, covariance)
+
+    def _recognise(self, look: Look, setting: int) -> None:
+        """Find landmarks among features; without tiles, none."""
+        if not self._near_map(look.cam_from_world):
+            return
+        with self._timer.stage("look_match", setting=setting):
+            self._following.recognise(look)
 
     def _near_map(self, pose: Rigid3) -> bool:
         """Have the landmarks around a pose at hand; False when tiles are not there."""
         keyframes = self._site.keyframes
+        state = self._following.motion_state
+        distance = 1.0 if state is None else state.landmark_distance
 
         def load(ids: IntArray) -> tuple[LocalMap, list[IntArray], FloatArray]:
             return (
@@ -523,7 +602,9 @@ class Estimator:
             try:
                 self._following.near_map(
                     pose,
-                    choose=lambda at, k: nearest_keyframes(keyframes, at, k=k),
+                    choose=lambda at, k: keyframes_in_view(
+                        keyframes, at, k=k, distance=distance
+                    ),
                     load=load,
                     spacing=self._coarse.keyframe_spacing,
                 )
@@ -563,6 +644,8 @@ class Estimator:
             return replace(_LOST, cause=Cause.TILE_MISSING)
         work.done.add("track_map")
         query = self._describe(work, attempt)
+        if len(query.features) == 0:
+            return replace(_LOST, cause=Cause.FEW_FEATURES)
         with self._timer.stage("guided", setting=attempt.setting):
             return self._following.guided(
                 query,
@@ -596,6 +679,7 @@ class Estimator:
         fix = self._relocalize(
             query, work.retrieved, settings=attempt.settings, setting=attempt.setting
         )
+        self._look = None
         if fix.status is PoseStatus.LOCALIZED and not self._options.cold:
             fix = self._following.accept(
                 fix, self._grey(work), work.frame.timestamp_ns, work.prediction
@@ -743,8 +827,10 @@ class Estimator:
             cause = fix.cause
         elif "relocalize" in work.skipped:
             cause = Cause.DEADLINE
-        elif "TRACK" in candidates:
-            cause = candidates["TRACK"].cause
+        else:
+            for name in ("GUIDED", "TRACK"):
+                if name in candidates and cause is Cause.NONE:
+                    cause = candidates[name].cause
         if coarse is not None and coarse.cam_from_world is not None:
             if fix is not None and fix.cause in _NOT_CONFIRMED:
                 coarse = widen_unconfirmed(coarse, self._site.keyframes)
@@ -770,6 +856,11 @@ class Estimator:
     def _covariance_of(candidate: Candidate) -> FloatArray:
         assert candidate.covariance is not None
         return candidate.covariance
+
+
+def _setting_of(num_parts: int) -> int:
+    """Return how `StageTimer` tells looks at parts from those at the whole picture."""
+    return 0 if num_parts == 1 else num_parts
 
 
 def _best_of(retrieved: RetrievalResult, count: int) -> RetrievalResult:

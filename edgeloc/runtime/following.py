@@ -13,7 +13,7 @@ from edgeloc.geometry.refine import refine_pose
 from edgeloc.geometry.se3 import exp_se3, rotation_angle_rad
 from edgeloc.localize.candidate import Candidate, Query
 from edgeloc.localize.comparison import DecodeLandmarks
-from edgeloc.localize.klt import Tracks, no_tracks
+from edgeloc.localize.klt import Tracks, follow
 from edgeloc.localize.structure import FixCalibration
 from edgeloc.localize.track import (
     TrackMap,
@@ -21,8 +21,9 @@ from edgeloc.localize.track import (
     expected_landmarks,
     make_track_map,
     match_expected,
+    merged,
     seed_tracks,
-    sighted,
+    sightings,
     solve_tracks,
     track_frame,
 )
@@ -37,6 +38,7 @@ from edgeloc.runtime.tracker import (
 )
 from edgeloc.tiles.layout import LocalMap
 from edgeloc.types import (
+    BoolArray,
     ByteArray,
     CameraModel,
     Cause,
@@ -49,6 +51,7 @@ from edgeloc.types import (
 )
 
 _NS_PER_S = 1e9
+_NUM_BANDS = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,8 @@ class FollowOptions:
     max_unconfirmed_s : float
         Pixels that were followed for longer without any landmark being recognised by
         its descriptor are no evidence any more.
+    max_track_age_s : float
+        Pixels that were last followed longer ago are not looked for any more.
     drift_s : float
         The covariance of followed pixels doubles within this time without one.
     strong_inliers : int
@@ -78,6 +83,7 @@ class FollowOptions:
     refresh_every: int = 3
     num_keyframes: int = 12
     max_unconfirmed_s: float = 3.0
+    max_track_age_s: float = 0.7
     drift_s: float = 2.0
     strong_inliers: int = 60
 
@@ -99,6 +105,37 @@ class Prediction:
     cam_from_world: Rigid3
     covariance: FloatArray
     usable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Look:
+    """Features of a part of a frame, in which landmarks were not looked for yet.
+
+    Where the time does not reach for both, features are computed in one frame and
+    recognised in a later one.
+
+    Parameters
+    ----------
+    features : Features
+        Px of the whole frame.
+    rows_px : tuple of int
+        The part.
+    timestamp_ns : int
+        Of the frame.
+    grey : ndarray of shape (H, W), uint8
+        The frame.
+    cam_from_world : Rigid3
+        Its pose.
+    covariance : ndarray of shape (6, 6), float64
+        Of the pose.
+    """
+
+    features: Features
+    rows_px: tuple[int, int]
+    timestamp_ns: int
+    grey: ByteArray
+    cam_from_world: Rigid3
+    covariance: FloatArray
 
 
 class Following:
@@ -141,9 +178,13 @@ class Following:
         self._tracks: Tracks | None = None
         self._tracks_pose: Rigid3 | None = None
         self._track_map: TrackMap | None = None
+        self._tracks_ns = 0
         self._confirmed_ns = 0
         self._since_refresh = 0
-        self._next_part = 0
+        # Per band of the picture: looks at others since the last one, and landmarks
+        # that are recognised in it.
+        self._waiting = np.ones(_NUM_BANDS)
+        self._harvest = np.full(_NUM_BANDS, 4.0)
 
     @property
     def motion_state(self) -> MotionState | None:
@@ -178,6 +219,13 @@ class Following:
             or self.num_tracks < self._options.track.few_tracks
         )
 
+    @property
+    def starves(self) -> bool:
+        """Whether tracking will end soon without new landmarks."""
+        return self._since_refresh > 1 and (
+            self.num_tracks < 0.6 * self._options.track.few_tracks
+        )
+
     def predict(self, timestamp_ns: int) -> Prediction | None:
         """Return where the camera should be at a time; None before the first fix."""
         state = self._motion.state
@@ -189,10 +237,12 @@ class Following:
         )
         return Prediction(cam_from_world=pose, covariance=covariance, usable=usable)
 
-    def can_track(self, grey: ByteArray) -> bool:
-        """Return whether there are pixels to follow into a picture."""
+    def can_track(self, grey: ByteArray, timestamp_ns: int) -> bool:
+        """Return whether there are pixels to follow into a picture of a time."""
+        age_s = abs(timestamp_ns - self._tracks_ns) / _NS_PER_S
         return (
             self._tracks is not None
+            and age_s <= self._options.max_track_age_s
             and len(self._tracks) >= self._options.track.integrity.min_inliers
             and self._tracks.grey.shape == grey.shape
         )
@@ -225,7 +275,7 @@ class Following:
         )
         unconfirmed_s = max(timestamp_ns - self._confirmed_ns, 0) / _NS_PER_S
         if tracked.tracks is None or unconfirmed_s > self._options.max_unconfirmed_s:
-            self._tracks = None
+            # Kept for the next frame: this one may only have been covered.
             return _lost_like(tracked.candidate)
         candidate = _widened(
             tracked.candidate, 1.0 + unconfirmed_s / self._options.drift_s
@@ -234,6 +284,7 @@ class Following:
         self._move(timestamp_ns, candidate.cam_from_world, self._tracks_pose)
         self._tracks = tracked.tracks
         self._tracks_pose = candidate.cam_from_world
+        self._tracks_ns = timestamp_ns
         self._since_refresh += 1
         if self._tell_motion(timestamp_ns, candidate) is Verdict.REJECTED:
             # Jerked: pixels that were followed and agree are evidence enough.
@@ -276,17 +327,14 @@ class Following:
         assert candidate.cam_from_world is not None
         self._drift(timestamp_ns, candidate.cam_from_world)
         self._tracks = seed_tracks(candidate, grey, self._options.track)
-        self._tracks_pose = candidate.cam_from_world
+        self._tracks_pose = self._pose_of_tracks(candidate.cam_from_world)
+        self._tracks_ns = timestamp_ns
         self._confirmed_ns = timestamp_ns
         self._since_refresh = 0
         return candidate
 
     def lose(self, timestamp_ns: int) -> None:
-        """Note that no evidence was found in a frame.
-
-        Pixels of the frame before are kept for the next one: it may only have been
-        covered.
-        """
+        """Note that no evidence was found in a frame."""
         state = self._motion.state
         if state is not None and self._odometer.odometry is not None:
             self._drift(timestamp_ns, predict_pose(state, timestamp_ns)[0])
@@ -332,14 +380,12 @@ class Following:
             decode=self._decode_landmarks,
             options=options,
         )
-        found = sighted(
-            no_tracks(grey),
-            features=query.features,
-            local_map=local_map,
+        found = sightings(
+            query.features,
+            local_map,
             feature_idx=feature_idx,
             point_idx=point_idx,
-            keep=np.ones(len(feature_idx), dtype=bool),
-            options=options,
+            grey=grey,
         )
         if len(found) < options.integrity.min_inliers:
             return _lost(Cause.FEW_MATCHES)
@@ -388,20 +434,37 @@ class Following:
         )
 
     def next_rows(self, num_parts: int) -> tuple[int, int]:
-        """Return the rows of the part of the picture that was not looked at longest."""
-        height = self._camera.height
-        part = self._next_part % num_parts
-        self._next_part = part + 1
-        return height * part // num_parts, height * (part + 1) // num_parts
+        """Return the rows of the part of the picture that is looked at next.
 
-    def refresh(
+        Each has its turn, those that landmarks were recognised in more often.
+        """
+        height = self._camera.height
+        edges = [height * part // num_parts for part in range(num_parts + 1)]
+        bins = len(self._waiting)
+        best, best_worth = 0, -1.0
+        for part in range(num_parts):
+            span = slice(bins * part // num_parts, bins * (part + 1) // num_parts)
+            worth = float(np.mean(self._waiting[span] * (self._harvest[span] + 0.25)))
+            if worth > best_worth:
+                best, best_worth = part, worth
+        return edges[best], edges[best + 1]
+
+    def _looked_at(self, rows_px: tuple[int, int], num_agree: int) -> None:
+        bins = len(self._waiting)
+        first, last = (round(bins * row / self._camera.height) for row in rows_px)
+        self._waiting += 1.0
+        self._waiting[first:last] = 0.0
+        per_bin = num_agree / max(last - first, 1)
+        self._harvest[first:last] += 0.5 * (per_bin - self._harvest[first:last])
+
+    def look(
         self,
         features: Features,
         rows_px: tuple[int, int],
         timestamp_ns: int,
         covariance: FloatArray,
-    ) -> int:
-        """Look for landmarks in a part of the newest frame.
+    ) -> Look:
+        """Return features of a part of the newest frame, to be recognised later.
 
         Parameters
         ----------
@@ -413,6 +476,23 @@ class Following:
             Time of the frame.
         covariance : ndarray of shape (6, 6), float64
             Of the frame's pose.
+        """
+        assert self._tracks is not None
+        assert self._tracks_pose is not None
+        self._since_refresh = 0
+        return Look(
+            features=features,
+            rows_px=rows_px,
+            timestamp_ns=timestamp_ns,
+            grey=self._tracks.grey,
+            cam_from_world=self._tracks_pose,
+            covariance=covariance,
+        )
+
+    def recognise(self, look: Look) -> int:
+        """Add the landmarks among the features of a look to what is followed.
+
+        When that was in an earlier frame, their pixels are followed to the newest one.
 
         Returns
         -------
@@ -423,17 +503,18 @@ class Following:
         assert self._tracks is not None
         assert self._tracks_pose is not None
         options = self._options.track
-        self._since_refresh = 0
         expected = expected_landmarks(
             self._track_map,
             self._camera,
-            cam_from_world=self._tracks_pose,
-            covariance=covariance,
-            rows_px=(float(rows_px[0]), float(rows_px[1])),
+            cam_from_world=look.cam_from_world,
+            covariance=look.covariance,
+            rows_px=(float(look.rows_px[0]), float(look.rows_px[1])),
             followed_ids=self._tracks.point3D_ids,
-            options=options,
+            # The covariance holds what all landmarks share; beside each other they lie
+            # where the pixels that are followed say.
+            options=replace(options, max_window_px=options.usual_window_px),
         )
-        local_map = self._track_map.local_map
+        features, local_map = look.features, self._track_map.local_map
         feature_idx, point_idx, _ = match_expected(
             expected,
             local_map,
@@ -442,38 +523,56 @@ class Following:
             decode=self._decode_landmarks,
             options=options,
         )
-        pixels, _ = project(
-            self._camera, self._tracks_pose.transform(local_map.points3D[point_idx])
-        )
-        off = np.linalg.norm(pixels - features.keypoints[feature_idx], axis=1)
-        limit = np.minimum(
-            options.pnp.inlier_sigmas * features.sigmas[feature_idx],
-            options.pnp.max_error_px,
-        )
-        agree = off <= limit
-        num_agree = int(np.count_nonzero(agree))
-        if num_agree >= max(6, 0.3 * len(agree)):
-            self._confirmed_ns = timestamp_ns
-        self._tracks = sighted(
-            self._tracks,
-            features=features,
-            local_map=local_map,
+        found = sightings(
+            features,
+            local_map,
             feature_idx=feature_idx,
             point_idx=point_idx,
-            keep=agree,
-            options=options,
+            grey=look.grey,
         )
-        # The odometry compares like with like: the pose of the same landmarks' pixels.
-        self._tracks_pose = refine_pose(
+        found = found.select(self._agree(found, look.cam_from_world))
+        num_agree = len(found)
+        self._looked_at(look.rows_px, num_agree)
+        if num_agree >= max(6, 0.3 * len(feature_idx)):
+            self._confirmed_ns = look.timestamp_ns
+        if look.grey is not self._tracks.grey:
+            where, _ = project(
+                self._camera, self._tracks_pose.transform(found.points3D)
+            )
+            found, _ = follow(
+                found, self._tracks.grey, expected=where, options=options.klt
+            )
+            found = found.select(self._agree(found, self._tracks_pose))
+        self._tracks = merged(self._tracks, found, options)
+        self._tracks_pose = self._pose_of_tracks(self._tracks_pose)
+        return num_agree
+
+    def _agree(self, found: Tracks, cam_from_world: Rigid3) -> BoolArray:
+        """Return which landmarks lie where a pose says they are."""
+        options = self._options.track
+        pixels, seen = project(self._camera, cam_from_world.transform(found.points3D))
+        off = np.linalg.norm(pixels - found.points2D, axis=1)
+        limit = options.sighting_sigmas * found.pixel_sigmas
+        near = off <= np.minimum(limit, options.pnp.max_error_px)
+        return np.asarray(seen & near)
+
+    def _pose_of_tracks(self, start: Rigid3) -> Rigid3:
+        """Return the pose that the landmarks followed say.
+
+        The odometry compares like with like: the same landmarks in two frames.
+        """
+        assert self._tracks is not None
+        if len(self._tracks) < self._options.track.integrity.min_inliers:
+            return start
+        return refine_pose(
             points2D=self._tracks.points2D,
             points3D=self._tracks.points3D,
             camera=self._camera,
-            cam_from_world=self._tracks_pose,
+            cam_from_world=start,
             point_sigmas=self._tracks.point_sigmas,
             pixel_sigmas=self._tracks.pixel_sigmas,
-            options=options.pnp.refine,
+            options=self._options.track.pnp.refine,
         ).cam_from_world
-        return num_agree
 
     def _tell_motion(self, timestamp_ns: int, candidate: Candidate) -> Verdict:
         assert candidate.cam_from_world is not None

@@ -121,7 +121,7 @@ LADDER: tuple[Step, ...] = (
         name="track",
         rung=Rung.TRACK,
         status=PoseStatus.LOCALIZED,
-        needs=frozenset({Need.TRACKS, Need.PRIOR}),
+        needs=frozenset({Need.TRACKS}),
         stages=("preprocess", "track"),
     ),
     Step(
@@ -254,6 +254,9 @@ class LadderState:
     may_be_late : bool
         Whether a step may be started that will end after the deadline: its pose still
         serves the frames that follow.
+    late_setting : int
+        How far knobs are turned down for it: the sooner it ends, the less the picture
+        has changed by then.
     turn_down : bool
         Whether knobs may be turned.
     """
@@ -263,6 +266,7 @@ class LadderState:
     done: frozenset[str] = frozenset()
     tried: Mapping[str, Cause] = field(default_factory=dict)
     may_be_late: bool = False
+    late_setting: int = 0
     turn_down: bool = True
 
     def after(
@@ -353,8 +357,8 @@ def plan(state: LadderState, remaining_ns: int, costs: Costs) -> Plan:
     """Return what to do in which order.
 
     The best step that fits is chosen, with the knobs turned down as little as that
-    takes; where none but a prediction fits and `LadderState.may_be_late`, the best one
-    at full settings, to be finished late. Steps below it that cost nothing, or whose
+    takes; where none with a fix fits and `LadderState.may_be_late`, the best one, to be
+    finished late. Steps below it that cost nothing, or whose
     stages it needs anyway, go first, so that there is an answer while it runs.
 
     Parameters
@@ -382,7 +386,8 @@ def plan(state: LadderState, remaining_ns: int, costs: Costs) -> Plan:
         and (chosen is None or chosen.step.status is not PoseStatus.LOCALIZED)
         and first.status is PoseStatus.LOCALIZED
     ):
-        chosen = Attempt(step=first, late=True)
+        setting = min(state.late_setting, len(first.settings) - 1)
+        chosen = Attempt(step=first, setting=setting, late=True)
         skipped = []
     if chosen is None:
         return Plan(attempts=(Attempt(step=STEPS["lost"]),), skipped=tuple(skipped))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from edgeloc.clock import Clock
@@ -28,6 +28,7 @@ class StageTimer:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._seen_ns: dict[tuple[str, int], deque[float]] = {}
+        self._provisional: set[tuple[str, int]] = set()
         self._running: list[str] = []
         self._settings: dict[str, int] = {}
         self._mark_ns = 0
@@ -42,21 +43,18 @@ class StageTimer:
         """Learn from the frame."""
         for name, spent_ns in self.stage_ns.items():
             key = name, self._settings.get(name, 0)
+            if key in self._provisional:
+                self._provisional.remove(key)
+                self._seen_ns[key].clear()
             seen = self._seen_ns.setdefault(key, deque(maxlen=_WINDOW))
             seen.append(float(spent_ns))
 
-    def seed(self, costs_ns: Mapping[str, float]) -> None:
-        """Expect costs that were measured elsewhere, until better is known.
+    def call_provisional(self) -> None:
+        """Forget what is known of each stage as soon as it runs again.
 
-        Parameters
-        ----------
-        costs_ns : mapping of str to float
-            By stage.
+        For what was measured without real frames.
         """
-        for name, cost_ns in costs_ns.items():
-            seen = self._seen_ns.setdefault((name, 0), deque(maxlen=_WINDOW))
-            if not seen:
-                seen.append(float(cost_ns))
+        self._provisional.update(self._seen_ns)
 
     @contextmanager
     def stage(self, name: str, *, setting: int = 0) -> Iterator[None]:

@@ -13,7 +13,7 @@ from edgeloc.geometry import pnp
 from edgeloc.geometry.camera import normalized_from_pixels, project
 from edgeloc.geometry.pnp import PnpOptions, estimate_pose, solve_p3p
 from edgeloc.geometry.refine import refine_pose
-from edgeloc.geometry.se3 import log_se3
+from edgeloc.geometry.se3 import exp_se3, log_se3
 from edgeloc.types import Matches2D3D
 
 all_cameras = pytest.mark.parametrize("camera", CAMERAS.values(), ids=CAMERAS.keys())
@@ -390,3 +390,56 @@ def test_noise_is_learned_from_the_inliers(backend, rng):
             ratios.append(xi @ np.linalg.solve(result.covariance, xi) / 6)
         scale[noise_px] = float(np.median(ratios))
     assert all(0.4 < value < 2.0 for value in scale.values()), scale
+
+
+def test_a_prior_takes_the_place_of_sampling(rng):
+    """From 5 cm and 2 degrees off; the answer is that of sampling."""
+    camera = CAMERAS["pinhole"]
+    scene = make_scene(rng, camera=camera, num_points=100, noise_px=0.5)
+    matches = scene.matches(rng)
+    prior = exp_se3([0.02, -0.02, 0.02, 0.03, 0.03, 0.03]) @ scene.cam_from_world
+    guided = estimate_pose(matches, camera, prior=prior)
+    sampled = estimate_pose(matches, camera)
+    assert guided.backend == "prior"
+    assert sampled.backend != "prior"
+    off = log_se3(guided.cam_from_world @ sampled.cam_from_world.inverse())
+    assert np.linalg.norm(off) < 1e-3
+    np.testing.assert_array_equal(guided.inlier_mask, sampled.inlier_mask)
+
+
+def test_a_prior_does_not_pull(rng):
+    camera = CAMERAS["pinhole"]
+    scene = make_scene(rng, camera=camera, num_points=100, noise_px=0.5)
+    matches = scene.matches(rng)
+    poses = [
+        estimate_pose(
+            matches, camera, prior=exp_se3(0.02 * rng.normal(size=6)) @ start
+        ).cam_from_world
+        for start in (scene.cam_from_world, scene.cam_from_world)
+    ]
+    off = log_se3(poses[0] @ poses[1].inverse())
+    assert np.linalg.norm(off) < 1e-4
+
+
+def test_a_prior_elsewhere_is_not_believed(rng):
+    """It lies where hardly any match agrees: sampling finds the pose all the same."""
+    camera = CAMERAS["pinhole"]
+    scene = make_scene(rng, camera=camera, num_points=100, noise_px=0.5)
+    away = exp_se3([0.0, 2.5, 0.0, 3.0, 0.0, 4.0]) @ scene.cam_from_world
+    result = estimate_pose(scene.matches(rng), camera, prior=away)
+    angle_rad, distance_m = pose_error(result.cam_from_world, scene.cam_from_world)
+    assert result.backend != "prior"
+    assert angle_rad < 0.01
+    assert distance_m < 0.05
+
+
+def test_without_adapting_to_noise_a_prior_is_refined_too(rng):
+    camera = CAMERAS["pinhole"]
+    scene = make_scene(rng, camera=camera, num_points=60, noise_px=0.5)
+    options = PnpOptions(adapt_to_noise=False)
+    result = estimate_pose(
+        scene.matches(rng), camera, options=options, prior=scene.cam_from_world
+    )
+    assert result.backend == "prior"
+    assert result.num_inliers == 60
+    assert pose_error(result.cam_from_world, scene.cam_from_world)[1] < 0.05

@@ -471,7 +471,9 @@ def test_two_estimators_agree(orb_site):
 
 def test_the_last_fix_proposes_keyframes(orb_site):
     """With one keyframe from retrieval, those around the last fix are looked at too."""
-    blind = FollowOptions(track=TrackOptions(max_tracks=0, max_expected=0))
+    blind = FollowOptions(
+        track=TrackOptions(max_tracks=0, min_expected=0, max_expected=0)
+    )
     warm = make(orb_site, cold=False, num_retrieved=1, follow=blind)
     cold = make(orb_site, cold=True, num_retrieved=1)
     frame = frame_of(first_query())

@@ -174,6 +174,14 @@ def test_late_steps_come_after_their_safety_nets():
     assert not any(a.late for a in fits.attempts)
 
 
+def test_late_steps_may_be_hurried():
+    state = LadderState(have=SITE, may_be_late=True, late_setting=2)
+    chosen = plan(state, 20 * MS, USUAL).attempts[-1]
+    assert (chosen.step.name, chosen.setting, chosen.late) == ("relocalize", 2, True)
+    moving = LadderState(have=MOVING, may_be_late=True, late_setting=9)
+    assert plan(moving, 20 * MS, USUAL).attempts[-1].setting == 1
+
+
 def test_what_does_not_fit_is_named():
     found = plan(LadderState(have=MOVING), 29 * MS, USUAL)
     assert [step.name for step in found.skipped] == [
@@ -321,18 +329,27 @@ def test_a_new_pace_is_learned():
     assert timer.cost_ns("features") == 10 * MS
 
 
-def test_seeds_hold_until_better_is_known():
+def test_a_setting_costs_its_share_until_it_was_tried():
     clock = ManualClock()
     timer = StageTimer(clock)
     assert timer.cost_ns("features") == 0
-    timer.seed({"features": 5.0 * MS})
-    assert timer.cost_ns("features") == 5 * MS
+    spend(timer, clock, 5.0)
     assert timer.cost_ns("features", setting=2, share=0.5) == 2.5 * MS
     spend(timer, clock, 4.0, setting=2)
     assert timer.cost_ns("features", setting=2, share=0.5) == 4 * MS
     assert timer.cost_ns("features") == 5 * MS
-    timer.seed({"features": 90.0 * MS})
+
+
+def test_what_was_measured_without_frames_holds_until_one_came():
+    clock = ManualClock()
+    timer = StageTimer(clock)
+    spend(timer, clock, 50.0)
+    timer.call_provisional()
+    assert timer.cost_ns("features") == 50 * MS
+    spend(timer, clock, 5.0)
     assert timer.cost_ns("features") == 5 * MS
+    spend(timer, clock, 7.0)
+    assert timer.cost_ns("features") == 7 * MS
 
 
 def test_what_is_skipped_becomes_affordable_again():
