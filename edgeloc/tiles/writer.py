@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from edgeloc.tiles.container import HEADER, TABLE_ENTRY
 from edgeloc.tiles.contents_check import check_contents
 from edgeloc.tiles.layout import (
     LANDMARK_BITS,
+    KeyframeTable,
     LandmarkTable,
     PoseArrays,
     SiteContents,
@@ -24,7 +25,6 @@ from edgeloc.tiles.layout import (
 )
 from edgeloc.tiles.manifest import (
     SITE_FILE,
-    TILE_FOLDER,
     CodebookEntry,
     ModelEntry,
     SiteManifest,
@@ -39,7 +39,6 @@ from edgeloc.tiles.partition import Part, Partition, divide, grid_origin
 from edgeloc.tiles.site_folder import (
     check_target,
     install,
-    remove_tree,
     staging_folder,
     sync_folder,
     sync_tree,
@@ -57,6 +56,13 @@ _LANDMARK_BYTES = 7
 _PAIRS_PER_BYTE = 3
 """Keyframes and landmarks that see each other; measured: 3 to 12."""
 _MAX_ROUNDS = 8
+_NO_LANDMARKS = LandmarkTable(
+    points3D=np.zeros((0, 3)),
+    sigmas=np.zeros(0, np.float32),
+    num_observations=np.zeros(0, np.int64),
+    descriptor_offsets=np.zeros(1, np.int64),
+    descriptors=np.zeros((0, 1), np.uint8),
+)
 
 
 def _gather(offsets: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
@@ -189,6 +195,7 @@ def _divide_and_write_tiles(
 ) -> tuple[list[Part], list[TileEntry]]:
     """Write tiles; divide again what came out larger than it had seemed."""
     too_large: frozenset[Cell] = frozenset()
+    entries: list[TileEntry] = []
     for _ in range(_MAX_ROUNDS):
         parts = divide(replace(part, too_large=too_large), origin)
         if len(parts) > MAX_TILES:
@@ -196,8 +203,8 @@ def _divide_and_write_tiles(
                 f"the map falls into {len(parts)} tiles, at most {MAX_TILES} fit: give "
                 "a larger cell_size or max_tile_bytes"
             )
-        if (folder / TILE_FOLDER).exists():
-            remove_tree(folder / TILE_FOLDER)
+        for entry in entries:
+            (folder / tile_file_name(entry.sha256)).unlink()
         entries = _write_tiles(folder, contents, parts, origin=origin)
         found = {e.cell for e in entries if e.num_bytes > part.max_tile_bytes}
         if found <= too_large:
@@ -237,33 +244,120 @@ def _write_codebooks(folder: Path, contents: SiteContents) -> dict[str, Codebook
     return entries
 
 
+def _rows_of(keyframes: KeyframeTable, rows: IntArray) -> KeyframeTable:
+    """Return some keyframes, in a new order."""
+    return KeyframeTable(
+        keyframe_ids=keyframes.keyframe_ids[rows],
+        camera_ids=tuple(keyframes.camera_ids[i] for i in rows.tolist()),
+        poses=PoseArrays(R=keyframes.R[rows], t=keyframes.t[rows]),
+        global_codes=keyframes.global_codes[rows],
+    )
+
+
+def _joined(tables: Sequence[KeyframeTable]) -> KeyframeTable:
+    return KeyframeTable(
+        keyframe_ids=np.concatenate([table.keyframe_ids for table in tables]),
+        camera_ids=tuple(i for table in tables for i in table.camera_ids),
+        poses=PoseArrays(
+            R=np.concatenate([table.R for table in tables]),
+            t=np.concatenate([table.t for table in tables]),
+        ),
+        global_codes=np.concatenate([table.global_codes for table in tables]),
+    )
+
+
+def _write_blocks(
+    folder: Path,
+    blocks: Iterable[SiteContents],
+    *,
+    max_tile_bytes: int,
+    cell_size: float | None,
+) -> tuple[SiteContents, list[TileEntry]]:
+    """Write the tiles of all blocks, one block in memory at a time.
+
+    Returns
+    -------
+    whole : SiteContents
+        What is said of all of the site; keyframes are grouped by tile, and landmarks
+        are left out.
+    entries : list of TileEntry
+        In the order of the cells.
+    """
+    whole: SiteContents | None = None
+    entries: list[TileEntry] = []
+    tables: list[KeyframeTable] = []
+    for given in blocks:
+        contents = _storable(given)
+        check_contents(contents)
+        part = _partition(contents, max_tile_bytes=max_tile_bytes, cell_size=cell_size)
+        origin = contents.grid_origin or grid_origin(contents.landmarks.points3D)
+        parts, written = _divide_and_write_tiles(folder, contents, part, origin=origin)
+        order = np.concatenate([keyframe_idx for _, _, keyframe_idx in parts])
+        tables.append(_rows_of(contents.keyframes, order))
+        entries += written
+        bare = replace(
+            contents,
+            grid_origin=origin,
+            landmarks=_NO_LANDMARKS,
+            visible_offsets=np.zeros(1, np.int64),
+            visible_landmark_idx=np.zeros(0, np.int64),
+        )
+        # What was written is let go before the next block is made.
+        del given, contents, part, parts
+        if whole is None:
+            whole = bare
+        elif _common(bare) != _common(whole):
+            raise MapError(
+                "cannot write the site: its blocks differ in what is said of the whole "
+                "site (cameras, family, global_coding, position_step, grid_origin)"
+            )
+    if whole is None:
+        raise MapError("cannot write the site: it has no blocks")
+    by_cell = np.array(sorted(range(len(entries)), key=lambda i: entries[i].cell))
+    counts = np.array([entry.num_keyframes for entry in entries])
+    rows = ranges(offsets_of(counts)[by_cell], counts[by_cell])
+    keyframes = _rows_of(_joined(tables), rows)
+    return replace(whole, keyframes=keyframes), [entries[i] for i in by_cell.tolist()]
+
+
+def _common(contents: SiteContents) -> tuple[object, ...]:
+    return (
+        dict(contents.cameras),
+        contents.family,
+        contents.global_coding,
+        contents.position_step,
+        contents.grid_origin,
+    )
+
+
 def _write_contents(
-    folder: Path, contents: SiteContents, part: Partition
+    folder: Path,
+    blocks: Iterable[SiteContents],
+    *,
+    max_tile_bytes: int,
+    cell_size: float | None,
 ) -> tuple[SiteManifest, bytes]:
     """Write all files of a site into an empty folder; return site.json, too."""
-    origin = contents.grid_origin or grid_origin(contents.landmarks.points3D)
-    parts, entries = _divide_and_write_tiles(folder, contents, part, origin=origin)
-    keyframes = contents.keyframes
-    order = np.concatenate([keyframe_idx for _, _, keyframe_idx in parts])
+    contents, entries = _write_blocks(
+        folder, blocks, max_tile_bytes=max_tile_bytes, cell_size=cell_size
+    )
+    arrays = dict(contents.retrieval_arrays)
+    if contents.row_arrays is not None:
+        arrays.update(contents.row_arrays(contents.keyframes.global_codes))
     index = index_file.encode_index(
         tiles=entries,
-        keyframes=replace(
-            keyframes,
-            keyframe_ids=keyframes.keyframe_ids[order],
-            camera_ids=tuple(keyframes.camera_ids[i] for i in order.tolist()),
-            poses=PoseArrays(R=keyframes.R[order], t=keyframes.t[order]),
-            global_codes=keyframes.global_codes[order],
-        ),
-        retrieval_arrays=contents.retrieval_arrays,
+        keyframes=contents.keyframes,
+        retrieval_arrays=arrays,
         camera_ids=tuple(sorted(contents.cameras)),
         position_step=contents.position_step,
     )
+    assert contents.grid_origin is not None
     files = WrittenFiles(
         index=index_file.index_entry(index),
         num_tiles=len(entries),
-        num_landmarks=len(contents.landmarks),
+        num_landmarks=sum(entry.num_landmarks for entry in entries),
         tile_bytes=sum(entry.num_bytes for entry in entries),
-        grid_origin=origin,
+        grid_origin=contents.grid_origin,
         models=_write_models(folder, contents),
         codebooks=_write_codebooks(folder, contents),
     )
@@ -325,18 +419,67 @@ def write_site(
     ConfigError
         When `cell_size` makes no sense.
     """
+    return _write(path, [contents], cell_size=cell_size, max_tile_bytes=max_tile_bytes)
+
+
+def write_site_in_blocks(
+    path: Path,
+    blocks: Iterable[SiteContents],
+    *,
+    cell_size: float,
+    max_tile_bytes: int = MAX_TILE_BYTES,
+) -> SiteManifest:
+    """Write a site that is larger than memory, block by block.
+
+    The bytes are those that `write_site` makes of all blocks at once, where each
+    keyframe lies in a cell that has landmarks.
+
+    Parameters
+    ----------
+    path : Path
+        As for `write_site`.
+    blocks : iterable of SiteContents
+        Asked for one after the other; none is kept. No two have landmarks in the same
+        cell of `cell_size`, and keyframes see landmarks of their own block. All have
+        the same `grid_origin`; what is said of the whole site is that of the first one.
+    cell_size : float
+        No cell is larger, in the unit of the map; a power of two is best.
+    max_tile_bytes : int
+        As for `write_site`.
+
+    Returns
+    -------
+    SiteManifest
+
+    Raises
+    ------
+    MapError
+        As `write_site`; also when two blocks share a cell, or differ in what has to be
+        the same.
+    ConfigError
+        When `cell_size` makes no sense.
+    """
+    return _write(path, blocks, cell_size=cell_size, max_tile_bytes=max_tile_bytes)
+
+
+def _write(
+    path: Path,
+    blocks: Iterable[SiteContents],
+    *,
+    cell_size: float | None,
+    max_tile_bytes: int,
+) -> SiteManifest:
     path = Path(path).resolve()
-    contents = _storable(contents)
-    check_contents(contents)
     check_target(path)
-    part = _partition(contents, max_tile_bytes=max_tile_bytes, cell_size=cell_size)
     is_update = (path / SITE_FILE).is_file()
     parent, prefix = (
         (path, ".tmp-") if is_update else (path.parent, f"{path.name}.tmp-")
     )
     try:
         with staging_folder(parent, prefix) as folder:
-            manifest, site_json = _write_contents(folder, contents, part)
+            manifest, site_json = _write_contents(
+                folder, blocks, max_tile_bytes=max_tile_bytes, cell_size=cell_size
+            )
             if is_update:
                 install(folder, path)
                 switch_to(path, site_json)
