@@ -293,11 +293,10 @@ def widen_unconfirmed(candidate: Candidate, keyframes: KeyframeTable) -> Candida
     """
     if candidate.cam_from_world is None or candidate.covariance is None:
         return candidate
-    centers = keyframes.centers
-    off = centers - candidate.cam_from_world.origin_in_a
+    off = keyframes.centers - candidate.cam_from_world.origin_in_a
     covariance = candidate.covariance.copy()
     covariance[:3, :3] += np.eye(3)
-    covariance[3:, 3:] += np.eye(3) * float(np.mean(np.sum(off**2, axis=1)))
+    covariance[3:, 3:] += np.eye(3) * float(np.vdot(off, off) / len(off))
     return replace(candidate, covariance=covariance)
 
 
@@ -334,17 +333,28 @@ def keyframe_spacing(centers: FloatArray) -> float:
 
 def nearest_keyframes(keyframes: KeyframeTable, pose: Rigid3, *, k: int) -> IntArray:
     """Return the ids of the keyframes nearest to a pose that look the same way."""
-    distance = np.linalg.norm(keyframes.centers - pose.origin_in_a, axis=1)
-    order = np.argsort(distance, kind="stable")
-    found = np.zeros(0, np.int64)
-    # Rotations are decoded when they are asked for: the nearest ones will mostly do.
-    for start in range(0, len(order), _NEAR_CHUNK):
-        idx = order[start : start + _NEAR_CHUNK]
+    off = keyframes.centers - pose.origin_in_a
+    squared = np.einsum("ki,ki->k", off, off)
+    # Rotations are decoded when they are asked for, and only the nearest keyframes are
+    # sorted: these few will mostly do, and there may be 100,000 of them.
+    count = _NEAR_CHUNK
+    while True:
+        idx = _smallest(squared, count)
         forward = keyframes.rotations_of(idx)[:, 2, :] @ pose.R[2]
-        found = np.concatenate([found, idx[forward > 0.5]])
-        if len(found) >= k:
+        found = idx[forward > 0.5]
+        if len(found) >= k or len(idx) == len(squared):
             break
-    return keyframes.keyframe_ids[found[:k]]
+        count *= 8
+    return np.asarray(keyframes.keyframe_ids[found[:k]])
+
+
+def _smallest(values: FloatArray, count: int) -> IntArray:
+    """Return the indices of the smallest values, ascending, the first of equals."""
+    if count >= len(values):
+        return np.argsort(values, kind="stable")
+    bound = np.partition(values, count - 1)[count - 1]
+    idx = np.flatnonzero(values <= bound)
+    return idx[np.argsort(values[idx], kind="stable")[:count]]
 
 
 def keyframes_in_view(

@@ -70,7 +70,6 @@ class PackedPoses:
         self._stream = centers
         self._grid = grid
         self._quats = quats
-        self._centers: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self._quats)
@@ -81,15 +80,8 @@ class PackedPoses:
 
     def centers_of(self, keyframe_idx: IntArray) -> FloatArray:
         """Return camera centres in the world, (n, 3), m."""
-        if self._centers is None and 4 * len(keyframe_idx) < len(self):
-            idx = np.asarray(keyframe_idx, dtype=np.int64)
-            return codec.positions_at(self._stream, idx, self._grid)
-        if self._centers is None:
-            # 24 bytes per keyframe: who asks for many will ask again.
-            self._centers = codec.positions_at(
-                self._stream, np.arange(len(self)), self._grid
-            )
-        return self._centers[keyframe_idx]
+        idx = np.asarray(keyframe_idx, dtype=np.int64)
+        return codec.positions_at(self._stream, idx, self._grid)
 
 
 class CameraIds(Sequence[str]):

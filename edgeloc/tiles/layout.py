@@ -147,6 +147,8 @@ class KeyframeTable:
     global_codes: npt.NDArray[np.generic]
     _by_id: list[IntArray] = field(init=False, repr=False, default_factory=list)
     """Indices in the order of the ids, once somebody has asked for an id."""
+    _centers: list[FloatArray] = field(init=False, repr=False, default_factory=list)
+    """Of all keyframes, once somebody has asked for them: who does will do so again."""
 
     def __len__(self) -> int:
         return len(self.keyframe_ids)
@@ -169,8 +171,12 @@ class KeyframeTable:
 
     @property
     def centers(self) -> FloatArray:
-        """Camera centres of all keyframes, (K, 3), m."""
-        return self.poses.centers_of(np.arange(len(self)))
+        """Camera centres of all keyframes, (K, 3), m; kept, 24 bytes per keyframe."""
+        if not self._centers:
+            centers = self.poses.centers_of(np.arange(len(self)))
+            centers.flags.writeable = False
+            self._centers.append(centers)
+        return self._centers[0]
 
     def centers_of(self, keyframe_idx: IntArray) -> FloatArray:
         """Return the camera centres of a few keyframes, by their indices, (n, 3), m."""

@@ -186,6 +186,22 @@ def test_consistent_keyframes_prefers_the_supported_group():
     assert keep.tolist() == [True, False, False]
 
 
+@pytest.mark.parametrize("k", [1, 3, 300, 5000])
+def test_nearest_keyframes_of_many_are_those_of_a_full_sort(k):
+    rng = np.random.default_rng(4)
+    # On a lattice, so that many are equally far; every second one looks back.
+    centers = rng.integers(0, 12, (5000, 3)).astype(float)
+    ways = np.stack([np.eye(3), np.diag([-1.0, 1.0, -1.0])])
+    rotations = ways[rng.integers(0, 2, 5000)]
+    keyframes = table(centers, np.zeros((5000, 2)), rotations)
+    pose = Rigid3(R=np.eye(3), t=[-5.0, -6.0, -5.0])
+    distance = np.sum((centers - [5.0, 6.0, 5.0]) ** 2, axis=1)
+    order = np.argsort(distance, kind="stable")
+    expected = order[rotations[order, 2, 2] > 0.5][:k]
+    found = nearest_keyframes(keyframes, pose, k=k)
+    np.testing.assert_array_equal(found, 10 + expected)
+
+
 def test_nearest_keyframes_look_the_same_way():
     keyframes = table(
         [[0, 0, 0], [0.1, 0, 0], [5, 0, 0]],
