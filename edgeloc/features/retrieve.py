@@ -8,6 +8,7 @@ from typing import Protocol
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from edgeloc.types import ByteArray, Float32Array
 
@@ -62,16 +63,16 @@ class VladModel:
     projection: Float32Array
     centroids: Float32Array
 
-    def to_arrays(self) -> Mapping[str, Float32Array]:
-        """Return the arrays that a site stores."""
+    def to_arrays(self) -> Mapping[str, npt.NDArray[np.float16]]:
+        """Return the arrays that a site stores, in half precision."""
         return {
-            "mean": self.mean,
-            "projection": self.projection,
-            "centroids": self.centroids,
+            "mean": self.mean.astype(np.float16),
+            "projection": self.projection.astype(np.float16),
+            "centroids": self.centroids.astype(np.float16),
         }
 
     @staticmethod
-    def from_arrays(arrays: Mapping[str, Float32Array]) -> VladModel:
+    def from_arrays(arrays: Mapping[str, npt.NDArray[np.generic]]) -> VladModel:
         """Return the model of a site's arrays.
 
         Raises
@@ -83,9 +84,9 @@ class VladModel:
         if missing:
             raise ValueError(f"the retrieval model lacks {', '.join(sorted(missing))}")
         model = VladModel(
-            mean=arrays["mean"],
-            projection=arrays["projection"],
-            centroids=arrays["centroids"],
+            mean=np.asarray(arrays["mean"], np.float32),
+            projection=np.asarray(arrays["projection"], np.float32),
+            centroids=np.asarray(arrays["centroids"], np.float32),
         )
         if (
             model.projection.ndim != 2

@@ -14,7 +14,9 @@ EXAMPLES = """\
   edgeloc-build map --format 7scenes --input redkitchen --split train --stride 5 -o s/
   edgeloc-build map --format colmap --input model --images photos --features sift -o s/
   edgeloc-build map --format kapture --input k/ --features xfeat.json -o site/
-  edgeloc-build map --format tum --input walk/ --no-depth --frames :500 -o site/"""
+  edgeloc-build map --format tum --input walk/ --no-depth --frames :500 -o site/
+  edgeloc-build map --format colmap --input day/ --also colmap:night/ \\
+    --features edgeloc --budget-mb 0.2 --report report/ -o site/"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from edgeloc_tools.cli.recording_options import add_recording_arguments
 
     add_recording_arguments(parser)
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="FORMAT:DIR[#SPLIT]",
+        help="another recording of the place in the same world frame, as by night; "
+        "may be repeated",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="SITE", help="site folder"
     )
@@ -107,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
     """Build the site; its facts go to stdout as JSON."""
     from edgeloc.inference.backend import BackendOptions
     from edgeloc_tools.cli.recording_options import open_from_arguments
+    from edgeloc_tools.datasets.join import join_recordings
+    from edgeloc_tools.datasets.registry import open_named
     from edgeloc_tools.mapping.build import build_site
     from edgeloc_tools.mapping.options import BuildOptions
     from edgeloc_tools.progress import StderrProgress
@@ -119,7 +131,12 @@ def run(args: argparse.Namespace) -> int:
     ):
         raise ConfigError(f"{output}: exists and is not a site; choose another folder")
     result = build_site(
-        open_from_arguments(args),
+        join_recordings(
+            [
+                open_from_arguments(args),
+                *(open_named(text, option="--also") for text in args.also),
+            ]
+        ),
         out=output,
         options=BuildOptions(
             features=args.features,

@@ -112,6 +112,33 @@ def open_recording(
     return recording if metric is None else replace(recording, metric=metric)
 
 
+def open_named(text: str, *, option: str) -> Recording:
+    """Return the recording that FORMAT:DIR or FORMAT:DIR#SPLIT names.
+
+    Parameters
+    ----------
+    text : str
+        The name.
+    option : str
+        Of the command line, for messages.
+
+    Raises
+    ------
+    ConfigError
+        When it is no such name.
+    DatasetError
+        As `open_recording`.
+    """
+    kind, colon, where = text.partition(":")
+    folder, _, split = where.partition("#")
+    if not colon or kind not in FORMATS or not folder:
+        raise ConfigError(
+            f"{option} {text}: must be FORMAT:DIR or FORMAT:DIR#SPLIT, of "
+            f"{', '.join(FORMATS)}"
+        )
+    return open_recording(format=kind, input=Path(folder), split=split or None)
+
+
 def select_frames(
     recording: Recording, *, stride: int = 1, frames: str | None = None
 ) -> Recording:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeloc.errors import ConfigError
 from edgeloc_tools.datasets.recording import Recording
-from edgeloc_tools.datasets.registry import FORMATS, open_recording
+from edgeloc_tools.datasets.registry import open_named
 from edgeloc_tools.learn.card import write_card
 from edgeloc_tools.learn.export import write_feature_model, write_retrieval_model
 from edgeloc_tools.learn.photo_pairs import ViewOptions, list_photos, training_photos
@@ -58,18 +58,6 @@ class Request:
     out: Path
 
 
-def _open_recording(text: str) -> Recording:
-    """Return the recording that FORMAT:DIR or FORMAT:DIR#SPLIT names."""
-    kind, colon, where = text.partition(":")
-    folder, _, split = where.partition("#")
-    if not colon or kind not in FORMATS or not folder:
-        raise ConfigError(
-            f"--recording {text}: must be FORMAT:DIR or FORMAT:DIR#SPLIT, of "
-            f"{', '.join(FORMATS)}"
-        )
-    return open_recording(format=kind, input=Path(folder), split=split or None)
-
-
 def _posed_frames(
     recordings: Sequence[Recording], options: ViewOptions
 ) -> list[PosedFrames]:
@@ -90,7 +78,7 @@ def train(request: Request) -> Path:
         When the data is.
     """
     photos = training_photos(list_photos(request.photos))
-    recordings = [_open_recording(text) for text in request.recordings]
+    recordings = [open_named(text, option="--recording") for text in request.recordings]
     source = f"trained by edgeloc-build train {request.role}"
     recipe: FeatureRecipe | RetrievalRecipe
     if request.role == "features":

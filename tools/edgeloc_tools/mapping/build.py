@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,9 @@ from edgeloc_tools.mapping.codebooks import (
     global_coder,
     landmark_coder,
 )
+from edgeloc_tools.mapping.compress import appearances, coded
 from edgeloc_tools.mapping.curve import SHRINKS, CurvePoint, measure_curve
+from edgeloc_tools.mapping.fix_calibration import held_out_runs
 from edgeloc_tools.mapping.held_out import (
     Describing,
     HeldOutRun,
@@ -53,6 +56,7 @@ from edgeloc_tools.progress import Progress, silent
 _STEP_PX = 0.7
 """Step of stored positions in the pictures of near cameras, px: 0.2 px of noise."""
 _FIT_ATTEMPTS = 6
+_MAX_HELD_OUT = 40
 _FIGURES_BYTES = 256
 """Of figures in site.json that are known only when the size is."""
 _FILLED = 0.97
@@ -75,6 +79,8 @@ class BuildResult:
         The same at several sizes, when it was asked for.
     counted_bytes : int
         Size of the site without networks and the codebooks that come with edgeloc.
+    tried : HeldOutRun
+        How held-out frames localized in the whole map.
     """
 
     manifest: SiteManifest
@@ -82,6 +88,7 @@ class BuildResult:
     held_out: HeldOut
     curve: Sequence[CurvePoint]
     counted_bytes: int
+    tried: HeldOutRun
 
 
 def build_site(
@@ -132,6 +139,7 @@ def build_from_survey(
     *,
     out: Path,
     options: BuildOptions,
+    tried: HeldOutRun | None = None,
     progress: Progress = silent,
 ) -> BuildResult:
     """Make the map of what was measured in the images, and write its site.
@@ -144,6 +152,9 @@ def build_from_survey(
         Site folder.
     options : BuildOptions
         Options; those of the survey are as they were there.
+    tried : HeldOutRun, optional
+        How held-out frames localized in the whole map, when another build told: then no
+        frame is held out of this one.
     progress : callable
         Told about each step.
 
@@ -153,32 +164,33 @@ def build_from_survey(
         As `build_site`.
     """
     draft = _Draft(survey, options, progress)
-    whole = draft.ranked(None, trials=None)
-    if len(whole.whole.landmarks) == 0:
-        raise MapError(
-            f"{survey.posed.name}: no landmark passed the gates; are the poses and the "
-            "intrinsics right, and do the images overlap?"
-        )
-    everything = draft.localize_held_out(None, trials_of=None)
-    trials = join_trials(everything.trials)
-    ranked = draft.ranked(None, trials=trials)
+    whole = draft.whole(None)
+    everything = tried or draft.localize_held_out(draft.whole_without)
+    fitted = _Fitted(part=whole, estimate=None)
+    run = everything
+    ranked: RankedMap | None = None
+    if options.budget_bytes is not None or options.curve:
+        ranked = draft.ranked(None, trials=join_trials(everything.trials))
+    ranked_without = functools.cache(
+        lambda fold: draft.ranked_without(fold, everything.trials_without(fold))
+    )
 
     def run_within(budget_bytes: float) -> HeldOutRun:
         return draft.localize_held_out(
-            budget_bytes, trials_of=everything.trials_without
+            lambda fold: ranked_without(fold).within(
+                budget_bytes * draft.share_without(fold)
+            )
         )
 
-    fitted = _Fitted(part=ranked.whole, estimate=None)
-    run = everything
-    if options.budget_bytes is not None:
+    if options.budget_bytes is not None and ranked is not None:
         fitted = draft.fit(
-            ranked, options.budget_bytes, draft.calibrated(everything, ranked.whole)
+            ranked, options.budget_bytes, draft.calibrated(everything, whole)
         )
-        if fitted.estimate is not None:
+        if fitted.estimate is not None and tried is None:
             run = run_within(fitted.estimate)
     held_out = draft.calibrated(run, fitted.part)
     curve: list[CurvePoint] = []
-    if options.curve:
+    if options.curve and ranked is not None:
         curve = measure_curve(
             run_within, [share * ranked.total_bytes for share in SHRINKS]
         )
@@ -198,6 +210,7 @@ def build_from_survey(
         held_out=held_out,
         curve=curve,
         counted_bytes=draft.counted_bytes(manifest),
+        tried=everything,
     )
 
 
@@ -232,6 +245,12 @@ class _Draft:
             options=options,
             progress=progress,
         )
+        if len(self._landmark_map.landmarks) == 0:
+            raise MapError(
+                f"{survey.posed.name}: no landmark passed the gates; are the poses and "
+                "the intrinsics right, and do the images overlap?"
+            )
+        self._folds = held_out_runs(len(survey.images), max_frames=_MAX_HELD_OUT)
         self._global: GlobalCoder = global_coder(survey, options)
         self._global_codes = self._global.encode(survey.global_descriptors)
 
@@ -243,41 +262,51 @@ class _Draft:
             left_out=left_out,
         )
 
-    def ranked(self, left_out: BoolArray | None, *, trials: Trials | None) -> RankedMap:
-        """Return the map without some images, ready to be cut to any size."""
+    def _left_out(self, fold: int) -> BoolArray:
+        left_out = np.zeros(len(self._survey.images), dtype=bool)
+        left_out[self._folds[fold][0]] = True
+        return left_out
+
+    def share_without(self, fold: int) -> float:
+        """Return which share of the images stays when a fold is left out."""
+        return float(1.0 - self._left_out(fold).mean())
+
+    def whole(self, left_out: BoolArray | None) -> LandmarkMap:
+        """Return all landmarks of all images but some, in their stored form."""
         landmark_map = self._landmark_map
         if left_out is not None:
             landmark_map = self._landmarks(left_out)
+        quantizer = self._coder.quantizer
+        if quantizer is None:
+            return landmark_map
+        looks = appearances(self._survey.images, landmark_map)
+        return coded(landmark_map, looks, quantizer)
+
+    def whole_without(self, fold: int) -> LandmarkMap:
+        """Return the same without a fold of held-out images."""
+        return self.whole(self._left_out(fold))
+
+    def ranked(self, left_out: BoolArray | None, *, trials: Trials) -> RankedMap:
+        """Return the map without some images, ready to be cut to any size."""
         return rank_map(
             self._survey.images,
-            landmark_map,
-            quantizer=self._coder.quantizer,
+            self.whole(left_out),
             global_bytes=self._global_codes.shape[1] * self._global_codes.itemsize,
             options=self._options,
             trials=trials,
         )
 
-    def localize_held_out(
-        self,
-        budget_bytes: float | None,
-        *,
-        trials_of: Callable[[int], Trials] | None,
-    ) -> HeldOutRun:
-        """Localize held-out frames in maps of at most so many bytes."""
-        num_images = len(self._survey.images)
+    def ranked_without(self, fold: int, trials: Trials) -> RankedMap:
+        """Return the same without a fold of held-out images."""
+        return self.ranked(self._left_out(fold), trials=trials)
 
-        def remake(fold: int, left_out: BoolArray) -> LandmarkMap:
-            trials = None if trials_of is None else trials_of(fold)
-            ranked = self.ranked(left_out, trials=trials)
-            if budget_bytes is None:
-                return ranked.whole
-            share = 1.0 - left_out.sum() / num_images
-            return ranked.within(budget_bytes * share)
-
+    def localize_held_out(self, remake: Callable[[int], LandmarkMap]) -> HeldOutRun:
+        """Localize held-out frames in the maps that were made without them."""
         return localize_held_out(
             self._survey.images,
             self._global_codes,
             self._survey.global_descriptors,
+            folds=self._folds,
             remake=remake,
             describing=self._describing(),
             progress=self._progress,
@@ -436,8 +465,8 @@ class _Draft:
                 **survey.retrieval_arrays,
                 **held_out.coarse.to_arrays(),
                 **held_out.fix.to_arrays(),
-                **make_lists(keyframes.global_codes, self._global.decode),
             },
+            row_arrays=lambda codes: make_lists(codes, self._global.decode),
             models=survey.models,
             codebooks=codebooks,
             global_coding=self._global.coding,

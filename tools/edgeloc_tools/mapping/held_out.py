@@ -28,7 +28,6 @@ from edgeloc.types import (
     IntArray,
     PoseStatus,
 )
-from edgeloc_tools.mapping.fix_calibration import held_out_runs
 from edgeloc_tools.mapping.landmarks import LandmarkMap
 from edgeloc_tools.mapping.tracks import MappingImage
 from edgeloc_tools.mapping.value import Trials, join_trials, should_see, view_cones
@@ -142,9 +141,9 @@ def localize_held_out(
     global_codes: npt.NDArray[np.generic],
     query_vectors: Float32Array,
     *,
-    remake: Callable[[int, BoolArray], LandmarkMap],
+    folds: Sequence[tuple[IntArray, IntArray]],
+    remake: Callable[[int], LandmarkMap],
     describing: Describing,
-    max_frames: int = 40,
     num_retrieved: int = 10,
     progress: Progress = silent,
 ) -> HeldOutRun:
@@ -158,27 +157,26 @@ def localize_held_out(
         Their global descriptors, as a site stores them.
     query_vectors : ndarray of shape (K, G), float32
         The same as a query has them.
+    folds : sequence of (ndarray of int64, ndarray of int64)
+        See `held_out_runs`.
     remake : callable
-        From the number of a fold and a mask of images left out to the landmarks of the
-        others. Images that see nothing are no keyframes.
+        From the number of a fold to the landmarks of the images that are not left out.
+        Images that see nothing are no keyframes.
     describing : Describing
         What they are compared by.
-    max_frames : int
-        Bound of the work.
     num_retrieved : int
         Keyframes used per frame.
     progress : callable
         Told about each frame.
     """
-    runs = held_out_runs(len(images), max_frames=max_frames)
-    total = sum(len(asked) for _, asked in runs)
+    total = sum(len(asked) for _, asked in folds)
     centers = np.stack([i.cam_from_world.origin_in_a for i in images])
     frames: list[HeldOutFrame] = []
     trials: list[Trials] = []
-    for number, (run, asked) in enumerate(runs):
+    for number, (run, asked) in enumerate(folds):
         left_out = np.zeros(len(images), dtype=bool)
         left_out[run] = True
-        landmark_map = remake(number, left_out)
+        landmark_map = remake(number)
         has = np.array([len(ids) > 0 for ids in landmark_map.visible])
         kept = ~left_out & (has if np.any(has & ~left_out) else True)
         _, index = _keyframes(images, global_codes, kept, describing)
@@ -237,8 +235,10 @@ def interpolate_held_out(
 
     Parameters
     ----------
-    images, global_codes, query_vectors, describing, max_frames, num_retrieved
+    images, global_codes, query_vectors, describing, num_retrieved
         As for `localize_held_out`.
+    max_frames : int
+        Bound of the work.
     keyframe_idx : ndarray of shape (n,), int64
         Images that are keyframes of the map.
     """

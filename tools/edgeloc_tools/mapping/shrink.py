@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeloc.features.quantizer import ProductQuantizer
 from edgeloc.types import FloatArray, IntArray
 from edgeloc_tools.mapping.compress import (
     appearances,
-    coded,
     part_of,
     shared_views,
 )
@@ -91,10 +89,9 @@ def rank_map(
     images: Sequence[MappingImage],
     landmark_map: LandmarkMap,
     *,
-    quantizer: ProductQuantizer | None,
     global_bytes: int,
     options: BuildOptions,
-    trials: Trials | None = None,
+    trials: Trials,
 ) -> RankedMap:
     """Return a map in its stored form, ready to be cut to any size.
 
@@ -103,19 +100,14 @@ def rank_map(
     images : sequence of MappingImage
         All mapping images.
     landmark_map : LandmarkMap
-        Their landmarks.
-    quantizer : ProductQuantizer or None
-        Of the descriptors; None = as the family stores them.
+        Their landmarks, descriptors in their stored form.
     global_bytes : int
         Bytes of a keyframe's global descriptor.
     options : BuildOptions
         Options.
-    trials : Trials, optional
+    trials : Trials
         What held-out frames say about landmarks.
     """
-    looks = appearances(images, landmark_map)
-    if quantizer is not None:
-        landmark_map = coded(landmark_map, looks, quantizer)
     observed = landmark_map.observed
     table = landmark_map.landmarks
     row_bytes = table.descriptors.shape[1] * table.descriptors.dtype.itemsize
@@ -131,7 +123,10 @@ def rank_map(
             image_idx=observed.image_idx,
             cell_idx=_cells(images, landmark_map, options),
             values=landmark_values(
-                images, landmark_map, coherence=looks.coherence, trials=trials
+                images,
+                landmark_map,
+                coherence=appearances(images, landmark_map).coherence,
+                trials=trials,
             ),
             costs=landmark_bytes,
             num_images=len(images),

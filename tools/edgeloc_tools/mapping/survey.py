@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeloc import __version__
 from edgeloc.errors import DatasetError, MapError
@@ -70,7 +71,7 @@ class Survey:
     spec: FamilySpec
     images: Sequence[MappingImage]
     global_descriptors: Float32Array
-    retrieval_arrays: Mapping[str, Float32Array]
+    retrieval_arrays: Mapping[str, npt.NDArray[np.generic]]
     models: Mapping[str, SiteModel]
     tracks: tuple[IntArray, IntArray, IntArray]
     num_pairs: int
@@ -145,10 +146,12 @@ def survey_recording(
         for image in track(posed.images, "features", progress)
     ]
     images = [image for image, _ in described]
-    retrieval_arrays: Mapping[str, Float32Array] = {}
+    retrieval_arrays: Mapping[str, npt.NDArray[np.generic]] = {}
     if network is None:
-        vlad = train_retrieval([image.descriptors for image in images], options)
-        retrieval_arrays = vlad.to_arrays()
+        trained = train_retrieval([image.descriptors for image in images], options)
+        retrieval_arrays = trained.to_arrays()
+        # As the device will have it.
+        vlad = VladModel.from_arrays(retrieval_arrays)
         global_descriptors = np.stack([vlad.describe(i.descriptors) for i in images])
     else:
         global_descriptors = np.stack([vector for _, vector in described])
