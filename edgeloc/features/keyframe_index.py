@@ -17,9 +17,12 @@ GLOBAL_CODINGS = ("float16", "int8", "pq")
 MAX_RESIDENT = 4096
 """Of so many keyframes, all are decoded once: a product with 4 MB takes 1 ms."""
 MIN_CANDIDATES = 2048
-"""Keyframes of the nearest lists that are decoded for a query."""
+"""Keyframes of the nearest lists that are compared with a query."""
+MIN_DECODED = 64
+"""Of these, so many are decoded where codes can be compared without."""
 
 Decode = Callable[[npt.NDArray[np.generic]], Float32Array]
+Compare = Callable[[npt.NDArray[np.generic], Float32Array], Float32Array]
 
 
 def global_decoder(
@@ -39,13 +42,29 @@ def global_decoder(
     ValueError
         When the coding is unknown, or its codebook is missing or wrong.
     """
-    if coding == "pq":
-        if codebook is None:
-            raise ValueError("global descriptors lack their codebook")
-        return ProductQuantizer.from_arrays(codebook).decode
+    quantizer = global_quantizer(coding, codebook)
+    if quantizer is not None:
+        return quantizer.decode
     if coding not in GLOBAL_CODINGS:
         raise ValueError(f"global coding {coding!r} is unknown")
     return _normalised
+
+
+def global_quantizer(
+    coding: str, codebook: Mapping[str, npt.NDArray[np.generic]] | None
+) -> ProductQuantizer | None:
+    """Return what codes of global descriptors are of; None unless they are codes.
+
+    Raises
+    ------
+    ValueError
+        When its codebook is missing or wrong.
+    """
+    if coding != "pq":
+        return None
+    if codebook is None:
+        raise ValueError("global descriptors lack their codebook")
+    return ProductQuantizer.from_arrays(codebook)
 
 
 def _normalised(rows: npt.NDArray[np.generic]) -> Float32Array:
@@ -167,12 +186,15 @@ class KeyframeIndex:
         See `global_decoder`.
     lists : InvertedLists or None
         Groups of keyframes, for large sites.
+    compare : callable or None
+        How similar codes are to a query, about: says which ones are worth decoding.
     """
 
     keyframe_ids: IntArray
     codes: npt.NDArray[np.generic]
     decode: Decode
     lists: InvertedLists | None = None
+    compare: Compare | None = None
     _resident: Float32Array | None = field(default=None, init=False, repr=False)
 
     def descriptors(self, keyframe_idx: IntArray) -> Float32Array:
@@ -201,6 +223,10 @@ class KeyframeIndex:
         """
         if len(self.codes) > MAX_RESIDENT and self.lists is not None:
             idx = self.lists.candidates(query, count=max(k, MIN_CANDIDATES))
+            wanted = max(4 * k, MIN_DECODED)
+            if self.compare is not None and len(idx) > wanted:
+                about = self.compare(self.codes[idx], query)
+                idx = idx[np.argpartition(-about, wanted)[:wanted]]
             scores = self.descriptors(idx) @ query
         else:
             idx = np.arange(len(self.codes))

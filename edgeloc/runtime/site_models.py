@@ -11,6 +11,7 @@ from edgeloc.features.keyframe_index import (
     InvertedLists,
     KeyframeIndex,
     global_decoder,
+    global_quantizer,
 )
 from edgeloc.features.quantizer import ProductQuantizer
 from edgeloc.features.registry import open_family, open_retrieval
@@ -128,7 +129,12 @@ def open_keyframe_index(site: Site) -> KeyframeIndex:
         site.codebook("global").arrays if "global" in manifest.codebooks else None
     )
     try:
-        decode = global_decoder(manifest.global_coding, codebook)
+        quantizer = global_quantizer(manifest.global_coding, codebook)
+        decode = (
+            global_decoder(manifest.global_coding, None)
+            if quantizer is None
+            else quantizer.decode
+        )
         lists = InvertedLists.from_arrays(
             site.retrieval_arrays,
             num_keyframes=len(keyframes),
@@ -141,6 +147,7 @@ def open_keyframe_index(site: Site) -> KeyframeIndex:
         codes=keyframes.global_codes,
         decode=decode,
         lists=lists,
+        compare=None if quantizer is None else quantizer.similarity,
     )
 
 

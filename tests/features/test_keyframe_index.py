@@ -126,3 +126,33 @@ def test_codings_that_do_not_exist_are_refused():
         global_decoder("zip", None)
     with pytest.raises(ValueError, match="codebook"):
         global_decoder("pq", None)
+
+
+def test_a_glance_at_codes_changes_no_answer(rng, monkeypatch):
+    """Where only some of the keyframes in the lists are decoded."""
+    monkeypatch.setattr(keyframe_index, "MAX_RESIDENT", 100)
+    monkeypatch.setattr(keyframe_index, "MIN_CANDIDATES", 500)
+    exact = make_index(rng, 2000)
+    decoded = []
+
+    def decode(codes):
+        decoded.append(len(codes))
+        return exact.decode(codes)
+
+    lists = grouped(exact, 40)
+    slow, quick = (
+        KeyframeIndex(
+            keyframe_ids=exact.keyframe_ids,
+            codes=exact.codes,
+            decode=decode,
+            lists=lists,
+            compare=compare,
+        )
+        for compare in (None, lambda codes, query: codes.astype(np.float32) @ query)
+    )
+    for query in unit(rng.standard_normal((10, 16))):
+        one, other = slow.search(query, k=5), quick.search(query, k=5)
+        np.testing.assert_array_equal(one.keyframe_ids, other.keyframe_ids)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+        assert decoded[-2] >= 500
+        assert decoded[-1] == 64

@@ -105,3 +105,10 @@ def test_no_rows_are_no_codes(quantizer):
     codes = quantizer.encode(np.zeros((0, 16), np.float32))
     assert codes.shape == (0, 4)
     assert quantizer.decode(codes).shape == (0, 16)
+
+
+def test_codes_are_compared_without_decoding(rng, quantizer, vectors):
+    codes = quantizer.encode(vectors)
+    for query in unit_rows(rng, 5, quantizer.dim):
+        scores = quantizer.similarity(codes, query)
+        np.testing.assert_allclose(scores, quantizer.decode(codes) @ query, atol=1e-4)
