@@ -55,6 +55,7 @@ figures: $(STAMP) ## tables of the README, from the recordings in DATA
 	$(BIN)/python -m edgeloc_tools.evaluate.interpolation --data $(DATA) --out $(OUT)/scenes
 	$(BIN)/python -m edgeloc_tools.evaluate.matching --data $(DATA) --out $(OUT)/matching
 	$(BIN)/python -m edgeloc_tools.evaluate.places --data $(DATA) --out $(OUT)/places
+	$(BIN)/python -m edgeloc_tools.evaluate.budgets --data $(DATA) --out $(OUT)/budgets
 
 clean: ## remove what the targets made, but the environment
 	rm -rf $(OUT) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -99,6 +99,9 @@ _LATE_SETTING = 2
 _PART_MARGIN_PX = 24
 """Around a part: features near the border of what is looked at are not found."""
 
+_AHEAD_KEYFRAMES, _AHEAD_S = 8.0, 2.0
+"""Tiles are read ahead within so many distances of keyframes, or seconds of way."""
+
 _LOST = Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=Cause.NONE)
 
 _NOT_CONFIRMED = frozenset({Cause.FEW_MATCHES, Cause.FEW_INLIERS, Cause.AMBIGUOUS})
@@ -397,6 +400,7 @@ class Estimator:
     ) -> tuple[PoseEstimate, FrameTrace]:
         """Return the answer and how it came about."""
         self._timer.start_frame()
+        self._tiles.start_frame()
         work = _Work(frame, budget, offer)
         self._note_time(frame.timestamp_ns)
         try:
@@ -408,7 +412,18 @@ class Estimator:
         if candidate.status is not PoseStatus.LOCALIZED:
             self._following.lose(frame.timestamp_ns)
         self._timer.end_frame()
-        return self._estimate(candidate, work), work.trace()
+        estimate = self._estimate(candidate, work)
+        self._read_ahead(estimate)
+        return estimate, work.trace()
+
+    def _read_ahead(self, estimate: PoseEstimate) -> None:
+        """Ask for the tiles that the next frames will need, beside the frame loop."""
+        pose, state = estimate.cam_from_world, self.motion_state
+        if self._options.cold or pose is None or state is None:
+            return
+        speed = float(np.linalg.norm(state.velocity[3:]))
+        reach = max(_AHEAD_KEYFRAMES * self._coarse.keyframe_spacing, _AHEAD_S * speed)
+        self._tiles.prefetch(self._tiles.tiles_near(pose.origin_in_a, reach).tolist())
 
     def _estimate(self, candidate: Candidate, work: _Work) -> PoseEstimate:
         frame, budget = work.frame, work.budget

@@ -409,7 +409,7 @@ def test_a_killed_process_leaves_what_it_saw(tmp_path):
         import sys, time
         sys.path.insert(0, sys.argv[2])
         from pathlib import Path
-        import test_record as t
+        import test_recorder as t
         clock = t.ManualClock(1)
         recorder = t.open_recorder(Path(sys.argv[1]), t.session_of_test(), clock=clock)
         for i in range(3):
