@@ -23,6 +23,7 @@ from edgeloc_tools.evaluate.city import (
     CityQuery,
     make_city,
     measure,
+    measure_latencies,
     prepare_queries,
     report,
     shipped_codebook,
@@ -127,7 +128,12 @@ def test_frames_are_localized_and_measured(site_path: Path, tmp_path: Path) -> N
     assert max(found.errors_deg) < 0.5
     num_tiles = len(open_site(site_path).tiles)
     assert 1 <= min(found.frame_reads) <= max(found.frame_reads) <= num_tiles
-    text = report(found, found)
+    times, _ = measure_latencies(
+        [(site_path, files), (site_path, files)], cache_bytes=8 << 20
+    )
+    assert len(times.cold_wall) == len(times.kept_cpu) == NUM_QUERIES
+    assert min(times.cold_cpu) > 0
+    text = report([found, found], [times, times])
     assert "| localized within 0.25 m | 100.0 % | 100.0 % |" in text
     assert "x 1.00 / 1.00" in text
 

@@ -330,14 +330,11 @@ class Measured:
     ----------
     num_keyframes, num_landmarks, num_tiles, num_bytes : int
         The site.
-    open_ms, again_ms, ready_ms : float
-        The first `open_site`, the median of five more, and the search and codebooks.
+    open_ms, open_cpu_ms, again_ms, ready_ms : float
+        The first `open_site`, its processor time, the median of five more, and the
+        search and codebooks.
     opened_bytes, after_bytes, most_bytes : int
         Resident beyond the process's base: after opening, after all frames, at most.
-    wall_ms, cpu_ms : list of float
-        Per frame, the cache kept from frame to frame.
-    cold_wall_ms, cold_cpu_ms : list of float
-        Per frame, without any tile in memory before it.
     errors_m, errors_deg : list of float
         Per frame; infinite when not localized.
     frame_reads, frame_bytes : list of int
@@ -351,15 +348,12 @@ class Measured:
     num_tiles: int
     num_bytes: int
     open_ms: float
+    open_cpu_ms: float
     again_ms: float
     ready_ms: float
     opened_bytes: int
     after_bytes: int
     most_bytes: int
-    wall_ms: list[float] = field(default_factory=list)
-    cpu_ms: list[float] = field(default_factory=list)
-    cold_wall_ms: list[float] = field(default_factory=list)
-    cold_cpu_ms: list[float] = field(default_factory=list)
     errors_m: list[float] = field(default_factory=list)
     errors_deg: list[float] = field(default_factory=list)
     frame_reads: list[int] = field(default_factory=list)
@@ -393,34 +387,28 @@ def measure(path: Path, queries: Sequence[Path], *, cache_bytes: int) -> Measure
     CityQuery.load(queries[0])
     gc.collect()
     base = resident_bytes()
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     site = open_site(path)
     open_ms = 1e3 * (time.perf_counter() - begin)
+    open_cpu_ms = 1e3 * (time.process_time() - cpu)
     begin = time.perf_counter()
     localizer = CityLocalizer(site, cache_bytes=cache_bytes)
     ready_ms = 1e3 * (time.perf_counter() - begin)
     opened = resident_bytes()
     most = opened
-    wall_ms, cpu_ms, errors_m, errors_deg = [], [], [], []
+    errors_m, errors_deg = [], []
     for file in queries:
         asked = CityQuery.load(file)
-        wall, cpu = time.perf_counter(), time.process_time()
         fix = localizer.localize(asked.query)
-        wall_ms.append(1e3 * (time.perf_counter() - wall))
-        cpu_ms.append(1e3 * (time.process_time() - cpu))
         error_m, error_deg = _errors(fix, asked.cam_from_world)
         errors_m.append(error_m)
         errors_deg.append(error_deg)
         most = max(most, resident_bytes())
     after = resident_bytes()
-    cold_wall_ms, cold_cpu_ms, frame_reads, frame_bytes = [], [], [], []
+    frame_reads, frame_bytes = [], []
     for file in queries:
-        asked = CityQuery.load(file)
         localizer.forget()
-        wall, cpu = time.perf_counter(), time.process_time()
-        localizer.localize(asked.query)
-        cold_wall_ms.append(1e3 * (time.perf_counter() - wall))
-        cold_cpu_ms.append(1e3 * (time.process_time() - cpu))
+        localizer.localize(CityQuery.load(file).query)
         frame_reads.append(localizer.tiles.frame_reads)
         frame_bytes.append(localizer.tiles.frame_bytes)
     stages_ms = _stages(site, CityQuery.load(queries[0]), localizer)
@@ -432,21 +420,67 @@ def measure(path: Path, queries: Sequence[Path], *, cache_bytes: int) -> Measure
         num_tiles=manifest.num_tiles,
         num_bytes=manifest.total_bytes,
         open_ms=open_ms,
+        open_cpu_ms=open_cpu_ms,
         again_ms=again_ms,
         ready_ms=ready_ms,
         opened_bytes=opened - base,
         after_bytes=after - base,
         most_bytes=most - base,
-        wall_ms=wall_ms,
-        cpu_ms=cpu_ms,
-        cold_wall_ms=cold_wall_ms,
-        cold_cpu_ms=cold_cpu_ms,
         errors_m=errors_m,
         errors_deg=errors_deg,
         frame_reads=frame_reads,
         frame_bytes=frame_bytes,
         stages_ms=stages_ms,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latencies:
+    """Times of frames, ms.
+
+    Parameters
+    ----------
+    kept_wall, kept_cpu : list of float
+        The cache kept from frame to frame.
+    cold_wall, cold_cpu : list of float
+        Without any tile in memory before the frame.
+    """
+
+    kept_wall: list[float] = field(default_factory=list)
+    kept_cpu: list[float] = field(default_factory=list)
+    cold_wall: list[float] = field(default_factory=list)
+    cold_cpu: list[float] = field(default_factory=list)
+
+
+def measure_latencies(
+    sites: Sequence[tuple[Path, Sequence[Path]]], *, cache_bytes: int
+) -> list[Latencies]:
+    """Time the frames of some sites in turn, so that all meet the same machine.
+
+    Parameters
+    ----------
+    sites : sequence of (Path, sequence of Path)
+        Sites, and as many files of `CityQuery.save` for each.
+    cache_bytes : int
+        Bound of the tiles in memory.
+    """
+    localizers = [
+        CityLocalizer(open_site(path), cache_bytes=cache_bytes) for path, _ in sites
+    ]
+    found = [Latencies() for _ in sites]
+    for cold in (False, True):
+        for files in zip(*(files for _, files in sites), strict=True):
+            for localizer, file, times in zip(localizers, files, found, strict=True):
+                asked = CityQuery.load(file)
+                if cold:
+                    localizer.forget()
+                wall, cpu = time.perf_counter(), time.process_time()
+                localizer.localize(asked.query)
+                cpu_ms = 1e3 * (time.process_time() - cpu)
+                wall_ms = 1e3 * (time.perf_counter() - wall)
+                (times.cold_wall if cold else times.kept_wall).append(wall_ms)
+                (times.cold_cpu if cold else times.kept_cpu).append(cpu_ms)
+    return found
 
 
 def _errors(fix: Candidate, truth: Rigid3) -> tuple[float, float]:
@@ -532,11 +566,20 @@ def _percentiles(values: Sequence[float]) -> str:
     return f"{number(p50)} / {number(p95)}"
 
 
-def report(street: Measured, city: Measured) -> str:
-    """Return the table that compares a city with a street."""
+def report(measured: Sequence[Measured], latencies: Sequence[Latencies]) -> str:
+    """Return the table that compares a city with a street.
+
+    Parameters
+    ----------
+    measured : sequence of 2 Measured
+        The street and the city.
+    latencies : sequence of 2 Latencies
+        The same.
+    """
+    street, city = measured
 
     def ratio(name: str) -> str:
-        a, b = (np.percentile(getattr(m, name), [50, 95]) for m in (street, city))
+        a, b = (np.percentile(getattr(m, name), [50, 95]) for m in latencies)
         return f"{number(b[0] / a[0])} / {number(b[1] / a[1])}"
 
     def mb(num_bytes: float) -> str:
@@ -552,22 +595,22 @@ def report(street: Measured, city: Measured) -> str:
     add("tiles", lambda m: f"{m.num_tiles:,}")
     add("size of the site", lambda m: mb(m.num_bytes))
     add("first opening", lambda m: f"{number(m.open_ms)} ms", "< 50 ms")
+    add("the same, processor time", lambda m: f"{number(m.open_cpu_ms)} ms")
     add("opening again, median", lambda m: f"{number(m.again_ms)} ms", "< 50 ms")
     add("search and codebooks ready", lambda m: f"{number(m.ready_ms)} ms")
     add("memory after opening", lambda m: mb(m.opened_bytes))
     add("memory after all frames", lambda m: mb(m.after_bytes), "< 150 MB")
     add("memory at most", lambda m: mb(m.most_bytes), "< 150 MB")
     for name, label in (
-        ("cold_wall_ms", "no tile in memory, p50 / p95 ms"),
-        ("cold_cpu_ms", "the same, processor time"),
-        ("wall_ms", "tiles kept, p50 / p95 ms"),
-        ("cpu_ms", "the same, processor time"),
+        ("cold_wall", "no tile in memory, p50 / p95 ms"),
+        ("cold_cpu", "the same, processor time"),
+        ("kept_wall", "tiles kept, p50 / p95 ms"),
+        ("kept_cpu", "the same, processor time"),
     ):
         rows.append(
             [
                 label,
-                _percentiles(getattr(street, name)),
-                _percentiles(getattr(city, name)),
+                *(_percentiles(getattr(one, name)) for one in latencies),
                 f"x {ratio(name)} (≤ 1.5)",
             ]
         )
@@ -615,7 +658,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 json.dumps({n: getattr(found, n) for n in Measured.__slots__})
             )
             return EXIT_OK
-        measured = []
+        measured: list[Measured] = []
+        sites: list[tuple[Path, Sequence[Path]]] = []
         for name, km in (("street", STREET_KEYFRAMES / 1000), ("city", args.km)):
             path = args.out / f"{name}-{km:g}km"
             if not (path / "site.json").is_file():
@@ -631,9 +675,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 taken = time.perf_counter() - begin
                 sys.stderr.write(f"{path}: written in {taken:.0f} s\n")
             folder = args.out / f"{name}-{km:g}km-queries"
-            prepare_queries(path, folder, count=args.queries, seed=args.seed)
+            files = prepare_queries(path, folder, count=args.queries, seed=args.seed)
+            sites.append((path, files))
             measured.append(_measure_apart(path, folder, cache_bytes=cache_bytes))
-        text = report(*measured)
+        text = report(measured, measure_latencies(sites, cache_bytes=cache_bytes))
         write_atomically(args.out / f"city-{args.km:g}km.md", f"{text}\n".encode())
         sys.stdout.write(f"{text}\n")
         return EXIT_OK
