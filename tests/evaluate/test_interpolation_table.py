@@ -17,7 +17,7 @@ def test_every_weighting_answers_every_frame(orb_site):
 def test_mapping_frames_find_themselves(orb_site):
     """The most similar keyframe of a mapping frame is itself, at no distance."""
     errors = median_errors(orb_site.site, mapping_recording())
-    assert errors[TOP_1][0] < 1e-9
+    assert errors[TOP_1][0] < 2e-3  # what poses are stored with
     assert errors["csi"][0] < 0.5
 
 

@@ -172,7 +172,7 @@ def test_inspect_tells_what_is_in_the_site(fixture, request):
     assert told["features"] == ("orb" if fixture == "orb_site" else "sift")
     assert told["build"] == dict(built.result.facts)
     centers = [i.cam_from_world.origin_in_a for i in mapping_recording().images]
-    np.testing.assert_allclose(told["extent"], np.ptp(centers, axis=0), atol=1e-3)
+    np.testing.assert_allclose(told["extent"], np.ptp(centers, axis=0), atol=3e-3)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_frames_are_localized_with_networks_alone(path):
 
 
 def test_retrieval_finds_the_keyframes_that_look_there(built, path):
-    localizer = estimator(path, num_retrieved=2)
+    localizer = estimator(path, num_retrieved=2, cold=True)
     keyframes = built.site.keyframes
     for image in room.query_images()[:5]:
         frame = room.frame_of(image.source.read())
