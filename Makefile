@@ -9,7 +9,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 DATA ?= ../shared/data
 OUT ?= out
 
-.PHONY: help demo demo-site test test-all check bench figures clean
+.PHONY: help demo demo-site test test-all check bench figures city deadline clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -56,6 +56,13 @@ figures: $(STAMP) ## tables of the README, from the recordings in DATA
 	$(BIN)/python -m edgeloc_tools.evaluate.matching --data $(DATA) --out $(OUT)/matching
 	$(BIN)/python -m edgeloc_tools.evaluate.places --data $(DATA) --out $(OUT)/places
 	$(BIN)/python -m edgeloc_tools.evaluate.budgets --data $(DATA) --out $(OUT)/budgets
+
+city: $(STAMP) ## a synthetic city of 100 km: opening, memory, latency (minutes)
+	$(BIN)/python -m edgeloc_tools.evaluate.city --out $(OUT)/city --km 100
+
+deadline: $(STAMP) ## when records arrive, at several budgets (MAP, CAMERA)
+	$(BIN)/python -m edgeloc_tools.evaluate.deadline --map $(MAP) --camera $(CAMERA) \
+	  --budgets 20,33,50,100 --realtime auto,off --load 0,2 --emit asap,fixed
 
 clean: ## remove what the targets made, but the environment
 	rm -rf $(OUT) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -131,6 +131,10 @@ class _ErrorBorder:
         if isinstance(error, KeyboardInterrupt):
             self.exit_code = EXIT_INTERRUPTED
             return True
+        if isinstance(error, BrokenPipeError):
+            # The reader has seen enough; what is still buffered has nowhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return True
         self.exit_code = EXIT_INTERNAL
         if isinstance(error, EdgelocError):
             self.exit_code = error.exit_code

@@ -148,7 +148,7 @@ class EstimatorOptions:
     num_retrieved: int = 10
     num_first: int = 5
     num_enough: int = 80
-    cache_bytes: int = 256 << 20
+    cache_bytes: int = 64 << 20
     structure: StructureOptions | None = None
     interpolate: InterpolateOptions = field(default_factory=InterpolateOptions)
     follow: FollowOptions = field(default_factory=FollowOptions)

@@ -53,8 +53,12 @@ from edgeloc_tools.mapping.value import Trials, footprints, join_trials
 from edgeloc_tools.mapping.work import WorkFolder
 from edgeloc_tools.progress import Progress, silent
 
-_STEP_PX = 0.7
-"""Step of stored positions in the pictures of near cameras, px: 0.2 px of noise."""
+_STEP_PX = 0.1
+"""Step of stored positions in the pictures of near cameras, px.
+
+A wall along an axis of the world moves by up to half a step as a whole: 0.7 px cost a
+third of the accuracy on one, and 0.1 px takes 5 % more bytes.
+"""
 _FIT_ATTEMPTS = 6
 _MAX_HELD_OUT = 40
 _FIGURES_BYTES = 256
