@@ -92,7 +92,7 @@ class BuildOptions:
             raise ConfigError(f"max_keypoints {self.max_keypoints} must be at least 16")
         if self.code_bytes is not None and self.code_bytes not in CODE_BYTES:
             raise ConfigError(
-                f"code_bytes {self.code_bytes}: must be one of "
+                f"--code-bytes {self.code_bytes}: must be one of "
                 f"{', '.join(map(str, CODE_BYTES))}"
             )
         if self.budget_bytes is not None and self.budget_bytes < 1:
