@@ -215,7 +215,9 @@ class Rigid3:
         object.__setattr__(self, "R", _readonly_f64(self.R, (3, 3), "R"))
         object.__setattr__(self, "t", _readonly_f64(self.t, (3,), "t"))
         if not (
-            np.abs(self.R @ self.R.T - np.eye(3)).max() < 1e-6
+            # First, since the product of large numbers would overflow.
+            np.abs(self.R).max() < 1.1
+            and np.abs(self.R @ self.R.T - np.eye(3)).max() < 1e-6
             and np.linalg.det(self.R) > 0
         ):
             raise ValueError(f"R is not a rotation: {self.R.tolist()}")
