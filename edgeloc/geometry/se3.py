@@ -243,6 +243,23 @@ def rotation_angle_rad(R: npt.ArrayLike) -> FloatArray:
     return np.asarray(np.arctan2(np.linalg.norm(axis2sin, axis=-1), trace - 1.0))
 
 
+def minimal_rotation(a: npt.ArrayLike, b: npt.ArrayLike) -> FloatArray:
+    """Return the rotation of smallest angle that turns direction a into b, (3, 3)."""
+    u = np.asarray(a, dtype=np.float64)
+    v = np.asarray(b, dtype=np.float64)
+    u, v = u / np.linalg.norm(u), v / np.linalg.norm(v)
+    cosine = float(u @ v)
+    if cosine < -1.0 + 1e-12:
+        helper = np.eye(3)[int(np.argmin(np.abs(u)))]
+        axis = np.cross(u, helper)
+        axis /= np.linalg.norm(axis)
+        return np.asarray(2.0 * np.outer(axis, axis) - np.eye(3))
+    # R = 2 h h^T - I composed with 2 u u^T - I, two half turns, h between u and v.
+    half = (u + v) / np.linalg.norm(u + v)
+    turn = 2.0 * np.outer(half, half) - np.eye(3)
+    return np.asarray(turn @ (2.0 * np.outer(u, u) - np.eye(3)))
+
+
 def mean_rotation(
     rotations: npt.ArrayLike, weights: npt.ArrayLike | None = None
 ) -> FloatArray:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgeloc.errors import ConfigError, DatasetError, MapError
+from edgeloc.geometry.geodesy import GeoReference, wgs84_from_enu
 from edgeloc.geometry.se3 import exp_so3, rotation_angle_rad
 from edgeloc.types import CameraModel, Rigid3
 from edgeloc_tools.datasets.recording import (
@@ -24,7 +25,7 @@ from edgeloc_tools.datasets.recording import (
 )
 from edgeloc_tools.datasets.registry import open_recording
 from edgeloc_tools.mapping import sfm_colmap, sfm_command, sfm_work
-from edgeloc_tools.mapping.align import GeoReference, umeyama, wgs84_from_enu
+from edgeloc_tools.mapping.align import umeyama
 from edgeloc_tools.mapping.build import build_site
 from edgeloc_tools.mapping.sfm import SfmOptions, read_summary, run_sfm
 from edgeloc_tools.mapping.sfm_plan import camera_groups, image_pairs

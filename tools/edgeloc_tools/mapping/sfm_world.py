@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from edgeloc.errors import ConfigError, MapError
+from edgeloc.geometry.geodesy import GeoReference, enu_from_wgs84
 from edgeloc.geometry.se3 import mean_rotation, rotation_angle_rad
 from edgeloc.types import FloatArray, Rigid3
 from edgeloc_tools.datasets.recording import GnssFix, Recording
 from edgeloc_tools.mapping import align
-from edgeloc_tools.mapping.align import GeoReference, Sim3
+from edgeloc_tools.mapping.align import Sim3
 
 MIN_POSITIONS = 3
 """Known positions that an alignment needs."""
@@ -318,7 +319,7 @@ def _to_gnss(
         longitude_deg=float(np.median(geodetic[:, 1])),
         altitude_m=float(np.median(geodetic[:, 2])),
     )
-    enu = align.enu_from_wgs84(geodetic[:, 0], geodetic[:, 1], geodetic[:, 2], origin)
+    enu = enu_from_wgs84(geodetic[:, 0], geodetic[:, 1], geodetic[:, 2], origin)
     sigmas = np.array([_fix_sigmas(fixes[n]) for n in names])
     src = np.array([poses[n].origin_in_a for n in names]) * (scale or 1.0)
     gravity = _find_gravity(poses, prior, estimate=True, view_from_cam=view_from_cam)
