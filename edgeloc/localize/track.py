@@ -39,6 +39,11 @@ from edgeloc.types import (
     Rung,
 )
 
+# Arrays of one part stay within a few MB: a thousand windows times a thousand keypoints
+# and the descriptors of all their pairs would be a hundred, for the time of a frame.
+_WINDOWS_AT_ONCE = 128
+_PAIRS_AT_ONCE = 4096
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackOptions:
@@ -305,18 +310,16 @@ def match_expected(
         How distinct each match is, see `edgeloc.features.match`.
     """
     none = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-    off_x = expected.pixels[:, 0, None] - features.keypoints[None, :, 0]
-    off_y = expected.pixels[:, 1, None] - features.keypoints[None, :, 1]
     # Windows are small: comparing everything with everything is a hundred times more.
-    inside = off_x * off_x + off_y * off_y <= expected.radii_px[:, None] ** 2
-    expected_idx, feature_idx = np.nonzero(inside)
+    expected_idx, feature_idx = _inside_windows(expected, features.keypoints)
     if not len(expected_idx):
         return none
     similarity = _pair_similarity(
         local_map,
         expected.point_idx[expected_idx],
-        descriptors[feature_idx],
-        decode,
+        descriptors=descriptors,
+        feature_idx=feature_idx,
+        decode=decode,
     )
     best_of_feature = np.full(len(features), -1.0, np.float32)
     np.maximum.at(best_of_feature, feature_idx, similarity)
@@ -350,13 +353,35 @@ def match_expected(
     )
 
 
+def _inside_windows(
+    expected: Expected, keypoints: Float32Array
+) -> tuple[IntArray, IntArray]:
+    """Return which keypoints are in which windows, (V,) and (V,), by window."""
+    found = []
+    for start in range(0, len(expected.pixels), _WINDOWS_AT_ONCE):
+        part = slice(start, start + _WINDOWS_AT_ONCE)
+        off_x = expected.pixels[part, 0, None] - keypoints[None, :, 0]
+        off_y = expected.pixels[part, 1, None] - keypoints[None, :, 1]
+        inside = off_x * off_x + off_y * off_y <= expected.radii_px[part, None] ** 2
+        window_idx, keypoint_idx = np.nonzero(inside)
+        found.append((window_idx + start, keypoint_idx))
+    if not found:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return (
+        np.concatenate([window_idx for window_idx, _ in found]),
+        np.concatenate([keypoint_idx for _, keypoint_idx in found]),
+    )
+
+
 def _pair_similarity(
     local_map: LocalMap,
     point_idx: IntArray,
+    *,
     descriptors: Float32Array,
+    feature_idx: IntArray,
     decode: Callable[[npt.NDArray[np.generic]], Float32Array],
 ) -> Float32Array:
-    """Return how similar each landmark is to the descriptor beside it, (V,).
+    """Return how similar each landmark is to the feature beside it, (V,).
 
     A landmark is as similar as its most similar descriptor, as in
     `edgeloc.features.match.landmark_similarity`.
@@ -368,7 +393,16 @@ def _pair_similarity(
     rows = np.arange(len(pairs)) - pair_starts[pairs] + starts[pairs]
     wanted, where = np.unique(rows, return_inverse=True)
     decoded = decode(local_map.descriptors[wanted])
-    products = np.einsum("vd,vd->v", decoded[where], descriptors[pairs])
+    seen_idx = feature_idx[pairs]
+    products = np.empty(len(pairs), np.float32)
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        np.einsum(
+            "vd,vd->v",
+            decoded[where[part]],
+            descriptors[seen_idx[part]],
+            out=products[part],
+        )
     return np.asarray(np.maximum.reduceat(products, pair_starts), np.float32)
 
 

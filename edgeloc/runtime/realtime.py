@@ -28,7 +28,10 @@ The publisher is above all, as it keeps the deadline; the supervisor is above th
 estimator, to end one that spins.
 """
 
-_MCL_CURRENT, _MCL_FUTURE = 1, 2
+# Pages are locked once they are used. Without ONFAULT all that is mapped becomes
+# resident, the unused parts of OpenCV and of thread stacks too: 90 MB for the publisher
+# in place of 20, 260 for capture.
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _PR_SET_PDEATHSIG, _PR_SET_TIMERSLACK = 1, 29
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
@@ -131,7 +134,7 @@ def _ask_locked_memory(libc: ctypes.CDLL, report: RealtimeReport) -> None:
             "LimitMEMLOCK=infinity (systemd) or `ulimit -l unlimited`"
         )
         return
-    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) == 0:
+    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
         report.got.append("locked memory")
         return
     code = ctypes.get_errno()

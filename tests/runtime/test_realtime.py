@@ -82,6 +82,29 @@ def test_granted_priority_is_the_one_reported():
     assert "CPUs 0" in out
 
 
+def test_locked_memory_is_what_is_used_and_not_all_that_is_mapped():
+    out = in_a_process(
+        "import mmap\n"
+        "from pathlib import Path\n"
+        "from edgeloc.runtime.realtime import request_realtime\n"
+        "def resident_kb():\n"
+        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "    return int(next(l for l in lines if l.startswith('VmRSS:')).split()[1])\n"
+        "mapped = [mmap.mmap(-1, 64 << 20)]\n"
+        "before = resident_kb()\n"
+        "report = request_realtime('publisher', mode='auto')\n"
+        "mapped.append(mmap.mmap(-1, 64 << 20))\n"
+        "grown = resident_kb() - before\n"
+        "mapped[1][: 8 << 20] = bytes(8 << 20)\n"
+        "print('locked memory' in report.got, grown, resident_kb() - before)\n"
+    )
+    locked, unused_kb, used_kb = out.split()
+    if locked != "True":
+        pytest.skip("locking memory is not permitted here")
+    assert int(unused_kb) < 8 << 10
+    assert 8 << 10 <= int(used_kb) < 32 << 10
+
+
 def test_report_reads_well():
     report = RealtimeReport(got=["SCHED_FIFO 60"], missing=["locked memory: ENOMEM"])
     assert str(report) == "SCHED_FIFO 60; not: locked memory: ENOMEM"
