@@ -73,6 +73,11 @@ class PosePrior:
     heading: HeadingPrior | None = None
     vertical: Vertical | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known."""
+        return self.position is None and self.heading is None and self.vertical is None
+
 
 def heading_of(R_cam_from_world: FloatArray) -> FloatArray:
     """Return headings of optical axes, clockwise from +y, rad; nan for steep ones.

@@ -36,6 +36,9 @@ VECTOR_SIZE = 1 + 4 + 12 + 6 + 144 + 36 + 2 + 1
 CHI2_6_Q999 = 22.458
 """Of a chi-square with six degrees of freedom: 0.999 lie below."""
 
+CHI2_3_Q999 = 16.266
+"""The same with three."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MotionOptions:
@@ -280,10 +283,22 @@ class _Twist:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Position:
+    """A measurement of the camera centre in the world."""
+
+    timestamp_ns: int
+    center: FloatArray
+    covariance: FloatArray
+
+
+_Measurement = _Fix | _Twist | _Position
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Entry:
     """A measurement and the state after it."""
 
-    measurement: _Fix | _Twist
+    measurement: _Measurement
     state: MotionState
     rejected: tuple[_Fix, ...]
     verdict: Verdict
@@ -402,6 +417,36 @@ class MotionTracker:
         twist = log_se3(newer_from_older) / dt
         self._add_twist(end_ns, tuple(range(6)), twist, noise)
 
+    def add_position(
+        self, timestamp_ns: int, center: npt.ArrayLike, covariance: npt.ArrayLike
+    ) -> Verdict | None:
+        """Take a place of the camera, as a GNSS receiver measures it.
+
+        One that contradicts what fixes say is left out, and so is any before the first
+        fix: a place alone is no pose.
+
+        Parameters
+        ----------
+        timestamp_ns : int
+            On the clock of the frames.
+        center : array_like of shape (3,)
+            Camera centre in the world, m.
+        covariance : array_like of shape (3, 3)
+            Of what is new in it: errors that places share for a while, as those of a
+            receiver do, must be spread over all of them by the caller.
+
+        Returns
+        -------
+        Verdict or None
+            ACCEPTED, REJECTED, or None for one that came too early or too late.
+        """
+        measured = _Position(
+            timestamp_ns=timestamp_ns,
+            center=np.asarray(center, dtype=np.float64),
+            covariance=np.asarray(covariance, dtype=np.float64),
+        )
+        return self._insert(measured) if self._history else None
+
     def _add_twist(
         self,
         timestamp_ns: int,
@@ -421,9 +466,9 @@ class MotionTracker:
                 )
             )
 
-    def _insert(self, measurement: _Fix | _Twist) -> Verdict | None:
+    def _insert(self, measurement: _Measurement) -> Verdict | None:
         """Put a measurement in its place; None when that is before the history."""
-        later: list[_Fix | _Twist] = []
+        later: list[_Measurement] = []
         newest_ns = self._history[-1].state.timestamp_ns
         while (
             self._history
@@ -453,14 +498,14 @@ class MotionTracker:
             self._history.popleft()
         return entry.verdict
 
-    def _replay(self, measurements: Iterable[_Fix | _Twist]) -> None:
+    def _replay(self, measurements: Iterable[_Measurement]) -> None:
         for measurement in measurements:
             if self._history:
                 self._history.append(self._applied(measurement))
             elif isinstance(measurement, _Fix):
                 self._history.append(self._start(measurement, Verdict.STARTED))
 
-    def _applied(self, measurement: _Fix | _Twist) -> _Entry:
+    def _applied(self, measurement: _Measurement) -> _Entry:
         last = self._history[-1]
         state = propagate(last.state, measurement.timestamp_ns)
         if isinstance(measurement, _Twist):
@@ -469,6 +514,14 @@ class MotionTracker:
                 state=_with_twist(state, measurement),
                 rejected=last.rejected,
                 verdict=Verdict.ACCEPTED,
+            )
+        if isinstance(measurement, _Position):
+            placed = _with_position(state, measurement)
+            return _Entry(
+                measurement=measurement,
+                state=state if placed is None else placed,
+                rejected=last.rejected,
+                verdict=Verdict.REJECTED if placed is None else Verdict.ACCEPTED,
             )
         if not prediction_is_usable(
             state.covariance[:6, :6], landmark_distance=state.landmark_distance
@@ -587,14 +640,35 @@ class MotionTracker:
 
 
 def _with_twist(state: MotionState, measured: _Twist) -> MotionState:
-    rows = [6 + component for component in measured.components]
+    design = np.eye(12)[[6 + component for component in measured.components]]
     off = measured.values - state.velocity[list(measured.components)]
-    scatter = state.covariance[np.ix_(rows, rows)] + measured.covariance
-    gain = np.linalg.solve(scatter, state.covariance[rows]).T
+    return _corrected(state, design, off, measured.covariance)
+
+
+def _with_position(state: MotionState, measured: _Position) -> MotionState | None:
+    """Return the state with a place in it; None when it contradicts the state."""
+    R = state.cam_from_world.R
+    design = np.zeros((3, 12))
+    design[:, 3:6] = -R.T  # the centre moves by -R^T v under Exp(omega, v)
+    off = measured.center - state.cam_from_world.origin_in_a
+    shared = R.T @ state.shared[3:, 3:] @ R
+    allowed = design @ state.covariance @ design.T + shared + measured.covariance
+    if float(off @ np.linalg.solve(allowed, off)) > CHI2_3_Q999:
+        return None
+    # What fixes share stays unknown to the filter, and so to its weight.
+    return _corrected(state, design, off, measured.covariance + shared)
+
+
+def _corrected(
+    state: MotionState, design: FloatArray, off: FloatArray, noise: FloatArray
+) -> MotionState:
+    """Return the state after a measurement that is `design` times its error."""
+    scatter = design @ state.covariance @ design.T + noise
+    gain = np.linalg.solve(scatter, design @ state.covariance).T
     correction = gain @ off
-    keep = np.eye(12)
-    keep[:, rows] -= gain
-    covariance = keep @ state.covariance @ keep.T + gain @ measured.covariance @ gain.T
+    keep = np.eye(12) - gain @ design
+    # Joseph's form stays positive definite.
+    covariance = keep @ state.covariance @ keep.T + gain @ noise @ gain.T
     return replace(
         state,
         cam_from_world=exp_se3(correction[:6]) @ state.cam_from_world,

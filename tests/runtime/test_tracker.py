@@ -258,6 +258,48 @@ def test_wheel_odometry_gives_the_speed():
         tracker.add_gyro(0, [0, np.nan, 0], sigma_rad_s=0.1)
 
 
+def test_places_bound_the_drift_between_fixes():
+    """The camera stops after the last fix; the filter, told of places, notices."""
+    with_places, without = MotionTracker(), MotionTracker()
+    truth, forward = START, exp_se3([0, 0, 0, 0, 0, -2.0 / RATE_HZ])
+    for k in range(20):
+        truth = forward @ truth
+        for tracker in (with_places, without):
+            tracker.update(k * STEP_NS, truth, FIX, landmark_distance=10.0)
+    rng = np.random.default_rng(0)
+    spread = np.eye(3) * 0.3**2
+    for k in range(20, 50):
+        center = truth.origin_in_a + rng.normal(scale=0.3, size=3)
+        verdict = with_places.add_position(k * STEP_NS, center, spread)
+        assert verdict is Verdict.ACCEPTED
+    predicted = [predict_pose(t.state, 49 * STEP_NS) for t in (with_places, without)]
+    off = [np.linalg.norm(p.origin_in_a - truth.origin_in_a) for p, _ in predicted]
+    assert off[1] > 1.8
+    assert off[0] < 0.5
+    sigma = [np.sqrt(np.trace(c[3:, 3:])) for _, c in predicted]
+    assert off[0] < 3 * sigma[0] < sigma[1]
+    assert nees_of(*predicted[0], truth) < 22.5
+
+
+def test_a_place_that_contradicts_fixes_is_left_out():
+    tracker = MotionTracker()
+    assert tracker.add_position(0, START.origin_in_a, np.eye(3)) is None
+    for k in range(10):
+        fixed(tracker, k, START)
+    before = tracker.state
+    wrong = START.origin_in_a + np.array([100.0, 0.0, 0.0])
+    verdict = tracker.add_position(9 * STEP_NS, wrong, np.eye(3) * 25.0)
+    assert verdict is Verdict.REJECTED
+    assert tracker.state is before
+    near = START.origin_in_a + np.array([3.0, 0.0, 0.0])
+    assert tracker.add_position(9 * STEP_NS, near, np.eye(3) * 25.0) is (
+        Verdict.ACCEPTED
+    )
+    # It is worth next to nothing beside fixes of a centimetre.
+    moved = tracker.state.cam_from_world.origin_in_a - START.origin_in_a
+    assert np.linalg.norm(moved) < 0.01
+
+
 def test_motion_before_the_first_fix_is_ignored():
     tracker = MotionTracker()
     tracker.add_gyro(0, [0, 0, 1], sigma_rad_s=0.1)
