@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edgeloc.geometry.se3 import exp_so3, skew
+from edgeloc.geometry.se3 import cross_rows, exp_so3, skew
 from edgeloc.types import BoolArray, FloatArray, Rigid3
 
 _MIN_POINTS = 5
@@ -255,8 +255,8 @@ def _refine_relative(
         # x_b . (t x p), p = R x_a, with p + omega x p and t + basis^T beta.
         p = rays_a @ R.T
         basis = np.linalg.svd(t[None])[2][1:]
-        by_rotation = np.cross(p, np.cross(rays_b, t))
-        by_direction = np.cross(p, rays_b) @ basis.T
+        by_rotation = cross_rows(p, cross_rows(rays_b, t))
+        by_direction = cross_rows(p, rays_b) @ basis.T
         jac = np.concatenate([by_rotation, by_direction], axis=1) * scale[:, None]
         weighted = jac * np.square(width / (np.square(errors) + width))[:, None]
         information = weighted.T @ jac
@@ -302,8 +302,8 @@ def _agree(
     E = skew(b_from_a.t) @ b_from_a.R
     rays_a, rays_b = _homogeneous(a) @ b_from_a.R.T, _homogeneous(b)
     # depth_b rays_b = depth_a rays_a + t; crossing out one ray gives the other depth.
-    normals = np.cross(rays_a, rays_b)
-    depth_a = np.einsum("ni,ni->n", np.cross(rays_b, b_from_a.t), normals)
-    depth_b = np.einsum("ni,ni->n", np.cross(rays_a, b_from_a.t), normals)
+    normals = cross_rows(rays_a, rays_b)
+    depth_a = np.einsum("ni,ni->n", cross_rows(rays_b, b_from_a.t), normals)
+    depth_b = np.einsum("ni,ni->n", cross_rows(rays_a, b_from_a.t), normals)
     near = sampson_error(E, a, b) <= max_error
     return np.asarray(near & (depth_a > 0) & (depth_b > 0))

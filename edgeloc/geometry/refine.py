@@ -210,12 +210,12 @@ def _linearise(problem: _Problem, R: FloatArray, t: FloatArray) -> _Linearised:
     )
 
 
-def _cost(squares: FloatArray, width: float) -> float:
+def robust_loss(squares: FloatArray, width: float) -> float:
     """Return the sum of s w / (s + w), w = `width`; w for a point that is unseen."""
     return float(np.sum(width - width * width / (squares + width)))
 
 
-def _weights(squares: FloatArray, width: float) -> FloatArray:
+def robust_weights(squares: FloatArray, width: float) -> FloatArray:
     """Return the derivative of the loss: (w / (s + w))^2, 0 for an unseen point."""
     return np.asarray(np.square(width / (squares + width)))
 
@@ -233,7 +233,7 @@ def _gaussian_factors(width: float) -> tuple[float, float]:
     s = np.linspace(0.0, 60.0, 6001)
     density = 0.5 * np.exp(-0.5 * s)
     density /= density.sum()
-    w = _weights(s, width)
+    w = robust_weights(s, width)
     slope = -2.0 * w / (s + width)
     a = float(np.sum(density * (w + s * slope)))
     b = float(np.sum(density * w * w * s)) / 2.0
@@ -258,7 +258,7 @@ def _step(
     their directions, ``w + s dw/ds = w (width - s) / (width + s)``, converges in a
     third of the steps; it is kept positive.
     """
-    weights = _weights(at.squares, width)
+    weights = robust_weights(at.squares, width)
     curvature = weights
     if is_close:
         finite = np.minimum(at.squares, 1e12 * width)
@@ -271,7 +271,7 @@ def _step(
     return step, math.sqrt(max(0.0, -float(gradient @ step)))
 
 
-def _invert_information(information: FloatArray) -> FloatArray:
+def invert_information(information: FloatArray) -> FloatArray:
     """Return the inverse of an information matrix, finite also when it is singular."""
     # Scaling to a unit diagonal first, since radians and metres differ in size.
     diagonal = np.sqrt(np.maximum(np.diag(information), _MIN_INFORMATION))
@@ -293,7 +293,7 @@ def _noise_variance(squares: FloatArray, width: float) -> float:
     if not seen.size:
         return 1.0
     from_median = max(float(np.median(seen)) / _CHI2_2DOF_MEDIAN, 1e-6)
-    w = _weights(seen / from_median, width)
+    w = robust_weights(seen / from_median, width)
     mean = float(w @ seen) / (2.0 * float(w.sum())) / _gaussian_factors(width)[1]
     num_residuals = 2.0 * seen.size
     return mean * num_residuals / max(num_residuals - 6.0, 1.0)
@@ -371,7 +371,7 @@ def refine_pose(
     start = _linearise(problem, cam_from_world.R, cam_from_world.t)
     at, num_iterations = _minimise(problem, start, width=width, options=options)
 
-    used = _weights(at.squares, width)
+    used = robust_weights(at.squares, width)
     factor = _gaussian_factors(width)[0]
     factor *= max(1.0, _noise_variance(at.squares, width))
     squared_px = np.einsum("ni,ni->n", at.residuals, at.residuals)
@@ -380,7 +380,7 @@ def refine_pose(
     weights[usable] = used
     return RefinedPose(
         cam_from_world=Rigid3(R=_nearest_rotation(at.R), t=at.t),
-        covariance=factor * _invert_information(_information(at, used)),
+        covariance=factor * invert_information(_information(at, used)),
         reproj_rmse_px=math.sqrt(float(used @ squared_px) / total) if total else 0.0,
         num_iterations=num_iterations,
         weights=weights,
@@ -439,4 +439,4 @@ def _is_better(tried: _Linearised, at: _Linearised, width: float) -> bool:
     # would stop the others from improving.
     squares = tried.squares * (tried.variances / at.variances)
     squares = np.where(tried.seen, squares, at.squares)
-    return _cost(squares, width) <= _cost(at.squares, width)
+    return robust_loss(squares, width) <= robust_loss(at.squares, width)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgeloc.tiles.bits import offsets_of, ranges
 from edgeloc.types import CameraModel, Float32Array, FloatArray, IntArray, Rigid3
 
 LANDMARK_BITS = 24
@@ -224,6 +225,44 @@ class LandmarkTable:
 
     def __len__(self) -> int:
         return len(self.points3D)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KeyframeFeatures:
+    """Local features of keyframes: all that methods without 3D points need of them.
+
+    Parameters
+    ----------
+    offsets : ndarray of shape (K + 1,), int64
+        Rows that belong to keyframe i: [offsets[i], offsets[i + 1]), the most useful
+        ones first.
+    keypoints : ndarray of shape (F, 2), float32
+        Positions, px, corner convention.
+    sigmas : ndarray of shape (F,), float32
+        Of the positions, as in `edgeloc.types.Features`.
+    descriptors : ndarray of shape (F, stored_dim)
+        In the family's stored form.
+    """
+
+    offsets: IntArray
+    keypoints: Float32Array
+    sigmas: Float32Array
+    descriptors: npt.NDArray[np.generic]
+
+    def __len__(self) -> int:
+        return len(self.keypoints)
+
+    def of(self, keyframe_idx: IntArray) -> KeyframeFeatures:
+        """Return the features of some keyframes, in their order."""
+        starts = self.offsets[keyframe_idx]
+        counts = self.offsets[keyframe_idx + 1] - starts
+        rows = ranges(starts, counts)
+        return KeyframeFeatures(
+            offsets=offsets_of(counts),
+            keypoints=self.keypoints[rows],
+            sigmas=self.sigmas[rows],
+            descriptors=self.descriptors[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
