@@ -15,6 +15,7 @@ import numpy.typing as npt
 from edgeloc.errors import BackendUnavailableError
 from edgeloc.geometry.camera import normalized_from_pixels, project
 from edgeloc.geometry.refine import RefinedPose, RefineOptions, refine_pose
+from edgeloc.geometry.upright import Vertical, sample_upright
 from edgeloc.types import BoolArray, CameraModel, FloatArray, Matches2D3D, Rigid3
 
 _BACKENDS = ("auto", "opencv", "poselib")
@@ -34,6 +35,9 @@ _MAX_NOISE_RATIO = 3.0
 _POSELIB_MIN_ITERATIONS = 100
 _MIN_PRIOR_SHARE = 0.5
 """Of the matches; with fewer, another pose could have more."""
+_EASY_SHARE = 0.5
+"""Where so many matches agree, samples of three find them as well as of two."""
+_TILT_SIGMAS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +172,7 @@ def estimate_pose(
     point_sigmas: npt.ArrayLike | None = None,
     pixel_sigmas: npt.ArrayLike | None = None,
     prior: Rigid3 | None = None,
+    vertical: Vertical | None = None,
 ) -> PnpResult | None:
     """Return the pose that most matches agree on.
 
@@ -191,6 +196,9 @@ def estimate_pose(
         Standard deviation of each image point along each axis, px; 1 by default.
     prior : Rigid3, optional
         ``cam_from_world`` to start from. It does not pull on the result.
+    vertical : Vertical, optional
+        Which way is down. Where less than half of the matches agree, poses of two
+        points that keep it are tried, too. It does not pull on the result either.
 
     Returns
     -------
@@ -252,6 +260,8 @@ def estimate_pose(
             options=options,
             backend=backend,
         )
+        if vertical is not None:
+            start = _or_upright(problem, start, vertical, matches.scores, options)
         if start is None:
             return None
         refined, inliers, squares = _refine_on_inliers(problem, start)
@@ -312,6 +322,12 @@ class _Problem:
         squares = np.einsum("ni,ni->n", residuals, residuals)
         return self.usable & seen & (squares <= self.limits_px**2), squares
 
+    def cost(self, cam_from_world: Rigid3) -> float:
+        """Return the truncated sum of squared errors (MSAC)."""
+        inliers, squares = self.inliers(cam_from_world)
+        outside = self.usable & ~inliers
+        return float(squares[inliers].sum() + (self.limits_px[outside] ** 2).sum())
+
     def refine(
         self, start: Rigid3, mask: BoolArray, options: RefineOptions
     ) -> RefinedPose:
@@ -332,6 +348,48 @@ def _near_prior(problem: _Problem, prior: Rigid3) -> Rigid3 | None:
     inliers, _ = problem.inliers(start)
     enough = _MIN_PRIOR_SHARE * np.count_nonzero(problem.usable)
     return start if np.count_nonzero(inliers) >= max(enough, _MIN_POINTS) else None
+
+
+def _or_upright(  # noqa: PLR0917 - what the sampling before it had
+    problem: _Problem,
+    start: Rigid3 | None,
+    vertical: Vertical,
+    scores: npt.ArrayLike,
+    options: PnpOptions,
+) -> Rigid3 | None:
+    """Return a pose of upright samples where that fits better than `start`."""
+    usable = problem.usable
+    if start is not None:
+        inliers, _ = problem.inliers(start)
+        if np.count_nonzero(inliers) >= _EASY_SHARE * np.count_nonzero(usable):
+            return start
+    plane = normalized_from_pixels(problem.camera, problem.points2D)
+    near = usable & (np.einsum("ni,ni->n", plane, plane) < _MAX_TANGENT**2)
+    order = np.flatnonzero(near)
+    ranking = np.nan_to_num(np.asarray(scores, np.float64)[order], nan=-np.inf)
+    order = order[np.argsort(-ranking, kind="stable")]
+    focal_px = math.sqrt(math.prod(problem.camera.focal_px))
+    limit_px = options.max_error_px + _TILT_SIGMAS * vertical.sigma_rad * focal_px
+    upright = sample_upright(
+        plane[order],
+        problem.points3D[order],
+        vertical,
+        max_error=limit_px / focal_px,
+        confidence=options.confidence,
+        max_iterations=options.max_iterations,
+        seed=options.seed,
+    )
+    if upright is None:
+        return start
+    # Its tilt is as wrong as the sensor's: let go of that before it is judged.
+    wide = replace(problem, limits_px=np.full(len(usable), limit_px))
+    agree, _ = wide.inliers(upright)
+    if np.count_nonzero(agree) < _MIN_POINTS:
+        return start
+    upright = problem.refine(upright, agree, problem.options).cam_from_world
+    if start is None or problem.cost(upright) < problem.cost(start):
+        return upright
+    return start
 
 
 def _refine_on_inliers(

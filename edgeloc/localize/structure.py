@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from edgeloc.features.match import (
 )
 from edgeloc.geometry.pnp import PnpOptions, PnpResult, estimate_pose
 from edgeloc.geometry.se3 import rotation_angle_rad
+from edgeloc.geometry.upright import Vertical
 from edgeloc.localize.candidate import Candidate, Query
 from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.tiles.layout import LocalMap
@@ -400,6 +401,8 @@ def relocalize(
     comparison: LandmarkComparison,
     calibration: FixCalibration,
     options: StructureOptions,
+    vertical: Vertical | None = None,
+    weigh: Callable[[IntArray], Float32Array] | None = None,
 ) -> Candidate:
     """Return the pose of a frame against the landmarks of the retrieved keyframes.
 
@@ -421,6 +424,12 @@ def relocalize(
         Learned on the site's held-out frames.
     options : StructureOptions
         Options.
+    vertical : Vertical, optional
+        Which way is down.
+    weigh : callable, optional
+        From landmark ids to weights in [0, 1]: how likely each still is where it was.
+        Matches are sampled in the order of score times weight; those of weight 0 are
+        left out.
 
     Returns
     -------
@@ -443,6 +452,13 @@ def relocalize(
             visible=[visible[idx] for idx in cluster],
             options=options.match,
         )
+        if weigh is not None:
+            weights = weigh(matches.point3D_ids)
+            kept = weights > 0
+            matches = select_matches(
+                replace(matches, scores=matches.scores * weights), kept
+            )
+            pixel_sigmas, point_sigmas = pixel_sigmas[kept], point_sigmas[kept]
         if len(matches) < options.integrity.min_inliers:
             rejected = rejected or _lost(Cause.FEW_MATCHES, matches)
             continue
@@ -452,6 +468,7 @@ def relocalize(
             options=options.pnp,
             point_sigmas=point_sigmas,
             pixel_sigmas=pixel_sigmas,
+            vertical=vertical,
         )
         if (
             result is None
