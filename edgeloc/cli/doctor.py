@@ -9,19 +9,22 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
 from edgeloc import __version__
+from edgeloc.cli.board import check_board
+from edgeloc.cli.clocks import check_clocks, check_thermal
 from edgeloc.cli.common import EXIT_OK, OneLineParser, run_command, silence_opencv
+from edgeloc.cli.finding import MISSING, OK, WARN, Finding, read_text
+from edgeloc.cli.v4l2 import check_cameras
 from edgeloc.config import BACKEND_CHOICES
 from edgeloc.errors import BackendUnavailableError, EdgelocError, ModelError
 
 PROG = "edgeloc-doctor"
 
-OK, WARN, MISSING = "ok", "warn", "missing"
 _MARKS = {OK: "ok", WARN: "WARN", MISSING: "MISSING"}
 
 _REQUIRED = (
@@ -34,7 +37,6 @@ _REQUIRED = (
 _OPTIONAL = (
     ("poselib", "faster PnP", "pip install 'edgeloc[poselib]' (no aarch64 wheels)"),
     ("yaml", "Kalibr and ROS calibrations", "pip install 'edgeloc[yaml]'"),
-    ("tensorrt", "TensorRT engines", "comes with JetPack"),
     ("tensorrt_rtx", "TensorRT for RTX engines", "pip install tensorrt-rtx"),
     ("pycuda", "device memory for TensorRT", "pip install pycuda (builds itself)"),
     ("pycolmap", "building maps", "pip install 'edgeloc[build]'"),
@@ -51,31 +53,6 @@ _CPU_FLAGS = (
 )
 _MIN_MEMORY_BYTES = 2 << 30
 _MAX_JITTER_US = 1_000.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One line of the report.
-
-    Parameters
-    ----------
-    name : str
-        What was looked at.
-    status : str
-        "ok", "warn" or "missing".
-    value : str
-        What was found.
-    advice : str
-        What to do, empty when there is nothing to do.
-    required : bool
-        Whether edgeloc cannot run without it.
-    """
-
-    name: str
-    status: str
-    value: str
-    advice: str = ""
-    required: bool = False
 
 
 def _check_import(module: str, distribution: str) -> Finding:
@@ -218,8 +195,7 @@ def _check_opencv() -> Iterable[Finding]:
         (
             "gstreamer",
             "GStreamer pipelines",
-            "on a Jetson: sudo apt install python3-opencv, "
-            "and a venv with --system-site-packages",
+            "the CSI camera of a Jetson needs them: see deploy/jetson/README.md",
         ),
         ("v4l/v4l2", "/dev/video cameras", "rebuild OpenCV with V4L2"),
     ):
@@ -251,15 +227,8 @@ def memory_bytes(meminfo: str) -> int:
     return 0
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _check_machine() -> Iterable[Finding]:
-    flags = cpu_flags(_read("/proc/cpuinfo"))
+    flags = cpu_flags(read_text(Path("/proc/cpuinfo")))
     present = [name for name, _ in _CPU_FLAGS if name in flags]
     has_int8 = bool(set(present) - {"avx2"})
     yield Finding(
@@ -281,7 +250,7 @@ def _check_machine() -> Iterable[Finding]:
         value=f"{usable} usable of {os.cpu_count()}",
         advice="" if usable >= 2 else "capture and estimation share one core",
     )
-    total = memory_bytes(_read("/proc/meminfo"))
+    total = memory_bytes(read_text(Path("/proc/meminfo")))
     enough = total == 0 or total >= _MIN_MEMORY_BYTES
     yield Finding(
         name="memory",
@@ -289,48 +258,6 @@ def _check_machine() -> Iterable[Finding]:
         value=f"{total / 2**30:.1f} GiB" if total else "unknown",
         advice="" if enough else "2 GiB are recommended",
     )
-    tegra = _read("/etc/nv_tegra_release").strip()
-    model = _read("/proc/device-tree/model").strip("\0\n ")
-    yield Finding(
-        name="jetson",
-        status=OK,
-        value=f"{model or 'Jetson'}, {tegra.splitlines()[0]}" if tegra else "no",
-        advice="set the power mode with nvpmodel and run jetson_clocks"
-        if tegra
-        else "",
-    )
-
-
-def _check_cameras() -> Iterable[Finding]:
-    devices = sorted(Path("/dev").glob("video*"))
-    if not devices:
-        yield Finding(
-            name="cameras",
-            status=WARN,
-            value="no /dev/video*",
-            advice="plug one in; streams, files and folders work without",
-        )
-    for device in devices:
-        if not os.access(device, os.R_OK | os.W_OK):
-            yield Finding(
-                name=str(device),
-                status=WARN,
-                value="permission denied",
-                advice="sudo usermod -aG video $USER, then log in again",
-            )
-            continue
-        # Opening the node says that the driver is there without starting the stream.
-        try:
-            os.close(os.open(device, os.O_RDWR | os.O_NONBLOCK))
-        except OSError as exc:
-            yield Finding(
-                name=str(device),
-                status=WARN,
-                value=f"cannot be opened ({exc.strerror})",
-                advice="see `dmesg`; another program may hold it",
-            )
-        else:
-            yield Finding(name=str(device), status=OK, value="can be opened")
 
 
 def sleep_jitter_us(count: int = 50, duration_s: float = 0.001) -> tuple[float, float]:
@@ -383,8 +310,8 @@ def _check_realtime() -> Iterable[Finding]:
         value="root" if root else f"RLIMIT_RTPRIO {limit}",
         advice=""
         if allowed
-        else "add `@video - rtprio 50` to /etc/security/limits.d/, or use the systemd "
-        "unit in deploy/jetson",
+        else "add `@video - rtprio 70` to /etc/security/limits.d/, or use the systemd "
+        "unit in deploy/systemd",
     )
 
 
@@ -396,7 +323,10 @@ _CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     _check_models,
     _check_opencv,
     _check_machine,
-    _check_cameras,
+    check_board,
+    check_clocks,
+    check_thermal,
+    check_cameras,
     _check_time,
     _check_realtime,
 )
