@@ -38,7 +38,6 @@ _OPTIONAL = (
     ("poselib", "faster PnP", "pip install 'edgeloc[poselib]' (no aarch64 wheels)"),
     ("yaml", "Kalibr and ROS calibrations", "pip install 'edgeloc[yaml]'"),
     ("tensorrt_rtx", "TensorRT for RTX engines", "pip install tensorrt-rtx"),
-    ("pycuda", "device memory for TensorRT", "pip install pycuda (builds itself)"),
     ("pycolmap", "building maps", "pip install 'edgeloc[build]'"),
     ("torch", "training", "see https://pytorch.org"),
 )

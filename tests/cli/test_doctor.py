@@ -25,7 +25,7 @@ def test_report_names_what_the_design_asks_for(capsys):
     assert code == 0
     expected = {
         *("python", "platform", "edgeloc", "numpy", "cv2", "onnxruntime", "scipy"),
-        *("msgpack", "poselib", "yaml", "tensorrt", "tensorrt_rtx", "pycuda"),
+        *("msgpack", "poselib", "yaml", "tensorrt", "tensorrt_rtx"),
         *("pycolmap", "torch", "backend auto", "backend ort-cpu"),
         *("backend tensorrt", "opencv ffmpeg"),
         *("opencv gstreamer", "opencv v4l/v4l2", "cpu features", "cores", "memory"),
