@@ -123,6 +123,17 @@ class FixCalibration:
             raise ValueError(f"fix_calibration has shape {values.shape}, expected (1,)")
         return FixCalibration(scale=scale, decorrelation=float(values[0]))
 
+    def to_array(self) -> Float32Array:
+        """Return both numbers, as sites store those of methods without landmarks."""
+        return np.array([self.scale, self.decorrelation], np.float32)
+
+    @staticmethod
+    def from_array(values: Float32Array) -> FixCalibration:
+        """Return the calibration of `to_array`; `ValueError` when it is none."""
+        if values.shape != (2,):
+            raise ValueError(f"a calibration has shape {values.shape}, expected (2,)")
+        return FixCalibration(scale=float(values[0]), decorrelation=float(values[1]))
+
     def applied(self, covariance: FloatArray) -> FloatArray:
         """Return the honest covariance of one that comes from inliers, (..., 6, 6)."""
         out = self.scale * covariance

@@ -36,7 +36,7 @@ class Codec(enum.IntEnum):
     RAW = 0
     """Little-endian numbers, row by row."""
     BITS = 1
-    """Three offsets per point, in steps, each of a fixed number of bits."""
+    """Three numbers per point, each of a fixed number of bits."""
     NIBBLES = 2
     """One byte per landmark: its sigma and its number of observations, 4 bits each."""
     NUMBERS = 3
@@ -72,6 +72,14 @@ OBSERVATION_COUNTS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 _COUNT_TABLE = np.array(OBSERVATION_COUNTS, dtype=np.int64)
 
 MAX_DESCRIPTORS_PER_LANDMARK = 255
+
+KEYPOINT_STEPS_PER_PX = 8
+"""Noise of keypoints is half a pixel and more."""
+MAX_KEYPOINT_PX = 2**20 - 1
+"""Coordinates of a keypoint: images are at most 2^20 px wide."""
+MAX_KEYPOINT_BITS = 23
+"""Of such a coordinate in steps."""
+_SIGMA_BITS = 4
 
 
 def require_codec(section: Section, *known: Codec) -> None:
@@ -299,6 +307,28 @@ def decode_positions(section: Section, count: int, grid: Grid) -> FloatArray:
     return positions_at(padded(section.payload), np.arange(count), grid)
 
 
+def _sigma_codes(sigmas: Float32Array) -> tuple[IntArray, int]:
+    """Return codes of standard deviations, and what code 0 stands for."""
+    least = math.ldexp(1.0, -30)
+    octaves = np.log2(np.maximum(np.asarray(sigmas, dtype=np.float64), least))
+    codes = np.rint(octaves * SIGMA_STEPS_PER_OCTAVE).astype(np.int64)
+    codes = np.clip(codes, _MIN_SIGMA_CODE, _MAX_SIGMA_CODE)
+    # One landmark that claims to be perfect shall not cost all others their scale.
+    first = int(np.sort(codes)[int(len(codes) * SIGMA_QUANTILE)])
+    return np.clip(codes - first, 0, SIGMA_CODES - 1), first
+
+
+def _sigma_table(first_code: int) -> Float32Array:
+    """Return what the codes of standard deviations stand for."""
+    if not _MIN_SIGMA_CODE <= first_code <= _MAX_SIGMA_CODE:
+        raise TileFormatError(
+            f"the first code of sigmas is {first_code}, expected {_MIN_SIGMA_CODE} to "
+            f"{_MAX_SIGMA_CODE}"
+        )
+    table = np.exp2((first_code + np.arange(SIGMA_CODES)) / SIGMA_STEPS_PER_OCTAVE)
+    return table.astype(np.float32)
+
+
 def encode_qualities(
     sigmas: Float32Array, num_observations: IntArray
 ) -> tuple[Encoded, int]:
@@ -320,13 +350,7 @@ def encode_qualities(
     """
     if len(sigmas) == 0:
         return (Codec.NIBBLES, b""), 0
-    least = math.ldexp(1.0, -30)
-    octaves = np.log2(np.maximum(np.asarray(sigmas, dtype=np.float64), least))
-    codes = np.rint(octaves * SIGMA_STEPS_PER_OCTAVE).astype(np.int64)
-    codes = np.clip(codes, _MIN_SIGMA_CODE, _MAX_SIGMA_CODE)
-    # One landmark that claims to be perfect shall not cost all others their scale.
-    first = int(np.sort(codes)[int(len(codes) * SIGMA_QUANTILE)])
-    sigma_codes = np.clip(codes - first, 0, SIGMA_CODES - 1)
+    sigma_codes, first = _sigma_codes(sigmas)
     middles = (_COUNT_TABLE[1:] + _COUNT_TABLE[:-1]) / 2
     count_codes = np.searchsorted(middles, num_observations, side="right")
     return (
@@ -340,14 +364,9 @@ def decode_qualities(
 ) -> tuple[Float32Array, IntArray]:
     """Return standard deviations, (count,) float32, and numbers of observations."""
     require_codec(section, Codec.NIBBLES)
-    if not _MIN_SIGMA_CODE <= first_code <= _MAX_SIGMA_CODE:
-        raise TileFormatError(
-            f"the first code of sigmas is {first_code}, expected {_MIN_SIGMA_CODE} to "
-            f"{_MAX_SIGMA_CODE}"
-        )
+    table = _sigma_table(first_code)
     stored = _stored(section, "|u1", count).astype(np.intp)
-    table = np.exp2((first_code + np.arange(SIGMA_CODES)) / SIGMA_STEPS_PER_OCTAVE)
-    return table.astype(np.float32)[stored >> 4], _COUNT_TABLE[stored & 15]
+    return table[stored >> 4], _COUNT_TABLE[stored & 15]
 
 
 def encode_counts(counts: IntArray) -> Encoded:
@@ -365,3 +384,75 @@ def decode_counts(section: Section, count: int, *, limit: int) -> IntArray:
     counts = reader.read(count, limit=limit)
     reader.finish()
     return counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeypointCode:
+    """How keypoints are coded.
+
+    Parameters
+    ----------
+    first_code : int
+        What sigma code 0 stands for: 2^(first_code / 2) px.
+    bits : tuple of 2 int
+        Bits of x and of y.
+    """
+
+    first_code: int
+    bits: tuple[int, int]
+
+    @property
+    def bits_per_point(self) -> int:
+        """Bits of one keypoint."""
+        return sum(self.bits) + _SIGMA_BITS
+
+
+def encode_keypoints(
+    keypoints: Float32Array, sigmas: Float32Array
+) -> tuple[Encoded, KeypointCode]:
+    """Return positions in an image in eighths of a pixel, and their deviations.
+
+    Parameters
+    ----------
+    keypoints : ndarray of shape (F, 2), float32
+        Px, from 0 to 2^20.
+    sigmas : ndarray of shape (F,), float32
+        As for `encode_qualities`, px.
+
+    Returns
+    -------
+    encoded : tuple of (int, bytes)
+    code : KeypointCode
+        What is needed to read them.
+    """
+    if len(keypoints) == 0:
+        return (Codec.BITS, b""), KeypointCode(first_code=0, bits=(0, 0))
+    steps = np.rint(keypoints.astype(np.float64) * KEYPOINT_STEPS_PER_PX)
+    steps = steps.astype(np.int64)
+    codes, first = _sigma_codes(sigmas)
+    bx, by = (int(v).bit_length() for v in steps.max(axis=0))
+    values = np.column_stack([steps, codes]).reshape(-1)
+    payload = pack_fields(values, np.tile([bx, by, _SIGMA_BITS], len(steps)))
+    return (Codec.BITS, payload), KeypointCode(first_code=first, bits=(bx, by))
+
+
+def decode_keypoints(
+    section: Section, count: int, code: KeypointCode
+) -> tuple[Float32Array, Float32Array]:
+    """Return keypoints, (count, 2), and their deviations, (count,), px."""
+    require_codec(section, Codec.BITS)
+    if max(code.bits) > MAX_KEYPOINT_BITS:
+        raise TileFormatError(
+            f"keypoints have {max(code.bits)} bits, at most {MAX_KEYPOINT_BITS} are "
+            "allowed"
+        )
+    table = _sigma_table(code.first_code)
+    _require_bytes(section, -(-count * code.bits_per_point // 8))
+    stream = padded(section.payload)
+    starts = np.arange(count) * code.bits_per_point
+    bx, by = code.bits
+    x = read_bits(stream, starts, bx)
+    y = read_bits(stream, starts + bx, by)
+    codes = read_bits(stream, starts + bx + by, _SIGMA_BITS)
+    keypoints = np.column_stack([x, y]) / KEYPOINT_STEPS_PER_PX
+    return keypoints.astype(np.float32), table[codes]

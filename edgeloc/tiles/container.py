@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from edgeloc.errors import TileFormatError
 
 MAGIC = b"\x89EdgLoc\n"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+BASE_VERSION = 2
+"""What has no keyframe features is written as this version, and the same bytes."""
 ALIGNMENT_BYTES = 8
 
 HEADER = struct.Struct("<8sHBBIQ")
@@ -101,7 +103,12 @@ def header_crc32(head: bytes) -> int:
     return zlib.crc32(head[:_CRC_AT] + bytes(4) + head[_CRC_AT + 4 :])
 
 
-def pack(kind: FileKind, sections: Mapping[str, tuple[int, bytes]]) -> bytes:
+def pack(
+    kind: FileKind,
+    sections: Mapping[str, tuple[int, bytes]],
+    *,
+    version: int = BASE_VERSION,
+) -> bytes:
     """Return the bytes of a file.
 
     Parameters
@@ -110,6 +117,8 @@ def pack(kind: FileKind, sections: Mapping[str, tuple[int, bytes]]) -> bytes:
         What it is.
     sections : mapping of str to (int, bytes)
         Codec and payload by tag, in the order in which they are stored.
+    version : int
+        The first whose rules say what is in it.
 
     Returns
     -------
@@ -129,14 +138,22 @@ def pack(kind: FileKind, sections: Mapping[str, tuple[int, bytes]]) -> bytes:
         )
         body += payload + bytes(_padded(len(payload)) - len(payload))
     file_bytes = HEADER.size + len(table) + len(body)
-    header = HEADER.pack(MAGIC, FORMAT_VERSION, kind, len(sections), 0, file_bytes)
+    header = HEADER.pack(MAGIC, version, kind, len(sections), 0, file_bytes)
     head = bytearray(header + table)
     struct.pack_into("<I", head, _CRC_AT, header_crc32(bytes(head)))
     return bytes(head + body)
 
 
-def _check_header(data: Buffer, kind: FileKind, num_sections: int) -> int:
-    """Return the stored checksum of a header that is in order."""
+def _check_header(
+    data: Buffer, kind: FileKind, num_sections: Mapping[int, int]
+) -> tuple[int, int]:
+    """Return version and stored checksum of a header that is in order.
+
+    Parameters
+    ----------
+    num_sections : mapping of int to int
+        Sections of such a file, by version.
+    """
     if len(data) < HEADER.size:
         raise TileFormatError(
             f"has {len(data)} bytes, a header alone takes {HEADER.size}", offset=0
@@ -146,24 +163,25 @@ def _check_header(data: Buffer, kind: FileKind, num_sections: int) -> int:
     )
     if magic != MAGIC:
         raise TileFormatError(f"begins with {magic!r}, expected {MAGIC!r}", offset=0)
-    if version != FORMAT_VERSION:
+    if version not in num_sections:
+        known = " or ".join(map(str, num_sections))
         raise TileFormatError(
-            f"has format version {version}, this edgeloc reads {FORMAT_VERSION}",
-            offset=8,
+            f"has format version {version}, this edgeloc reads {known}", offset=8
         )
     if found_kind != kind:
         raise TileFormatError(
             f"is of kind {found_kind}, expected {int(kind)} ({kind.name})", offset=10
         )
-    if found_sections != num_sections:
+    if found_sections != num_sections[version]:
         raise TileFormatError(
-            f"has {found_sections} sections, expected {num_sections}", offset=11
+            f"has {found_sections} sections, expected {num_sections[version]}",
+            offset=11,
         )
     if file_bytes != len(data):
         raise TileFormatError(
             f"has {len(data)} bytes, its header says {file_bytes}", offset=16
         )
-    return int(crc32)
+    return int(version), int(crc32)
 
 
 def check_section(section: Section) -> None:
@@ -175,7 +193,12 @@ def check_section(section: Section) -> None:
 
 
 def unpack(
-    data: Buffer, kind: FileKind, tags: Sequence[str], *, lazy_bytes: int | None = None
+    data: Buffer,
+    kind: FileKind,
+    tags: Sequence[str],
+    *,
+    further: Sequence[str] = (),
+    lazy_bytes: int | None = None,
 ) -> Container:
     """Return the sections of a file, every rule of the frame checked.
 
@@ -189,6 +212,9 @@ def unpack(
         What it has to be.
     tags : sequence of str
         The sections that such a file has, in order.
+    further : sequence of str
+        Those that follow in a file of version 3; without any, there is no such version
+        of this kind of file.
     lazy_bytes : int, optional
         Leave the checksums of larger sections to `check_section`.
 
@@ -201,7 +227,13 @@ def unpack(
     TileFormatError
         With the offset of the first violation.
     """
-    stored_crc32 = _check_header(data, kind, len(tags))
+    known = {BASE_VERSION: tags}
+    if further:
+        known[FORMAT_VERSION] = (*tags, *further)
+    version, stored_crc32 = _check_header(
+        data, kind, {version: len(found) for version, found in known.items()}
+    )
+    tags = known[version]
     head_bytes = HEADER.size + TABLE_ENTRY.size * len(tags)
     if len(data) < head_bytes:
         raise TileFormatError("ends inside the section table", offset=len(data))

@@ -11,8 +11,14 @@ from edgeloc.tiles.codec import (
     DTYPES,
     MAX_COORDINATE,
     MAX_DESCRIPTORS_PER_LANDMARK,
+    MAX_KEYPOINT_PX,
 )
-from edgeloc.tiles.layout import KeyframeTable, LandmarkTable, SiteContents
+from edgeloc.tiles.layout import (
+    KeyframeFeatures,
+    KeyframeTable,
+    LandmarkTable,
+    SiteContents,
+)
 from edgeloc.tiles.manifest import (
     CODEBOOK_ROLES,
     DESCRIPTOR_DTYPES,
@@ -168,6 +174,30 @@ def _check_landmarks(landmarks: LandmarkTable, contents: SiteContents) -> None:
     )
 
 
+def _check_features(features: KeyframeFeatures, contents: SiteContents) -> None:
+    num, family = len(features), contents.family
+    _require_shape(features.keypoints, (num, 2), name="features.keypoints")
+    _require_bounded(
+        features.keypoints, 0.0, MAX_KEYPOINT_PX, name="features.keypoints"
+    )
+    _require_shape(features.sigmas, (num,), name="features.sigmas")
+    _require_bounded(features.sigmas, 0.0, 1e30, name="features.sigmas")
+    descriptors = features.descriptors
+    _require_shape(descriptors, (num, family.stored_dim), name="features.descriptors")
+    _require(
+        descriptors.dtype == np.dtype(family.stored_dtype),
+        f"features.descriptors are {descriptors.dtype}, the family says "
+        f"{family.stored_dtype}",
+    )
+    _require(
+        descriptors.dtype.kind != "f" or np.all(np.isfinite(descriptors)),
+        "features.descriptors must be finite",
+    )
+    _check_offsets(
+        features.offsets, len(contents.keyframes), num, name="features.offsets"
+    )
+
+
 def check_contents(contents: SiteContents) -> None:
     """Raise `MapError` at the first thing that does not fit.
 
@@ -182,6 +212,8 @@ def check_contents(contents: SiteContents) -> None:
         global_coding=contents.global_coding,
     )
     _check_landmarks(contents.landmarks, contents)
+    if contents.features is not None:
+        _check_features(contents.features, contents)
     visible = contents.visible_landmark_idx
     _check_offsets(
         contents.visible_offsets,

@@ -252,6 +252,12 @@ class KeyframeFeatures:
     def __len__(self) -> int:
         return len(self.keypoints)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the arrays take."""
+        arrays = (self.offsets, self.keypoints, self.sigmas, self.descriptors)
+        return sum(array.nbytes for array in arrays)
+
     def of(self, keyframe_idx: IntArray) -> KeyframeFeatures:
         """Return the features of some keyframes, in their order."""
         starts = self.offsets[keyframe_idx]
@@ -314,6 +320,8 @@ class SiteContents:
     grid_origin : tuple of 3 float or None
         Where the grid of cells begins. Give that of the site before, so that tiles of
         places that did not change keep their bytes; None: the least coordinates.
+    features : KeyframeFeatures or None
+        Local features of the keyframes, for methods that need no 3D points.
     row_arrays : callable or None
         Gives more of `retrieval_arrays`: those that name keyframes by their rows. It is
         told the global codes as the site has them, where keyframes are grouped by tile.
@@ -338,6 +346,7 @@ class SiteContents:
     global_coding: str = "float16"
     position_step: float | None = None
     grid_origin: tuple[float, float, float] | None = None
+    features: KeyframeFeatures | None = None
     row_arrays: Callable[[npt.NDArray[Any]], Mapping[str, npt.NDArray[Any]]] | None = (
         None
     )
@@ -359,6 +368,8 @@ class Tile:
         Entries of `visible_point3D_ids` that belong to keyframe i of the tile.
     visible_point3D_ids : ndarray of shape (V,), int64
         Landmark ids (of any tile), ascending within each keyframe.
+    features : KeyframeFeatures or None
+        Of its keyframes; None where the site has none.
     """
 
     tile_idx: int
@@ -366,6 +377,7 @@ class Tile:
     keyframe_ids: IntArray
     visible_offsets: IntArray
     visible_point3D_ids: IntArray
+    features: KeyframeFeatures | None = None
 
     @property
     def first_point3D_id(self) -> int:
@@ -381,8 +393,8 @@ class Tile:
     @property
     def num_bytes(self) -> int:
         """Memory that the arrays take."""
-        landmarks = self.landmarks
-        return sum(
+        landmarks, features = self.landmarks, self.features
+        return (0 if features is None else features.num_bytes) + sum(
             array.nbytes
             for array in (
                 landmarks.points3D,

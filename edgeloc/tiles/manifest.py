@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -17,7 +17,7 @@ from edgeloc.errors import TileFormatError
 from edgeloc.fields import Field, parse_json
 from edgeloc.tiles.canonical import canonical_json
 from edgeloc.tiles.codec import MAX_COORDINATE
-from edgeloc.tiles.container import FORMAT_VERSION
+from edgeloc.tiles.container import BASE_VERSION, FORMAT_VERSION
 from edgeloc.tiles.layout import FamilySpec, SiteContents
 from edgeloc.tiles.tile_table import MAX_TILE_LANDMARKS, MAX_TILES
 from edgeloc.types import CameraModel, Rung
@@ -26,7 +26,7 @@ SITE_FILE = "site.json"
 PREVIOUS_FILE = "previous.json"
 TILE_FOLDER = "tiles"
 MODEL_FOLDER = "models"
-MODEL_ROLES = ("features", "retrieval")
+MODEL_ROLES = ("features", "retrieval", "scene_coords", "regress")
 CODEBOOK_ROLES = ("descriptors", "global")
 CODINGS = ("plain", "pq")
 GLOBAL_CODINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -171,7 +171,7 @@ class SiteManifest:
     global_coding, global_dtype, global_dim : str, str, int
         How global descriptors are coded, element type and elements of each.
     format_version : int
-        Version of FORMAT.md.
+        Version of FORMAT.md that the site is written in: 3 with keyframe features.
     total_bytes : int
         Size of all files.
     """
@@ -199,6 +199,11 @@ class SiteManifest:
     global_dim: int
     format_version: int
     total_bytes: int
+
+    @property
+    def has_features(self) -> bool:
+        """Whether its tiles hold local features of their keyframes."""
+        return self.format_version >= FORMAT_VERSION
 
     @property
     def camera_ids(self) -> tuple[str, ...]:
@@ -272,6 +277,17 @@ class WrittenFiles:
     codebooks: Mapping[str, CodebookEntry]
 
 
+def _models_document(models: Mapping[str, ModelEntry]) -> dict[str, object]:
+    return {
+        role: {
+            "name": entry.name,
+            "manifest": _file_document(entry.manifest),
+            "network": _file_document(entry.network),
+        }
+        for role, entry in models.items()
+    }
+
+
 def files_document(files: WrittenFiles) -> dict[str, object]:
     """Return the fields of site.json that tell of other files."""
     document: dict[str, object] = {
@@ -284,14 +300,7 @@ def files_document(files: WrittenFiles) -> dict[str, object]:
         },
     }
     if files.models:
-        document["models"] = {
-            role: {
-                "name": entry.name,
-                "manifest": _file_document(entry.manifest),
-                "network": _file_document(entry.network),
-            }
-            for role, entry in files.models.items()
-        }
+        document["models"] = _models_document(files.models)
     if files.codebooks:
         document["codebooks"] = {
             role: {**_file_document(entry), "name": entry.name}
@@ -324,7 +333,7 @@ def encode_manifest(contents: SiteContents, files: WrittenFiles) -> bytes:
     document: dict[str, object] = {
         **files_document(files),
         "format": FORMAT_NAME,
-        "format_version": FORMAT_VERSION,
+        "format_version": BASE_VERSION if contents.features is None else FORMAT_VERSION,
         "name": contents.name,
         "metric": contents.metric,
         "cameras": {
@@ -372,6 +381,43 @@ def with_tile_table(
             **document,
             "index": {**_file_document(index), "crc32": index.crc32},
             "tiles": {**tiles, "bytes": tile_bytes, "landmarks": num_landmarks},
+        }
+    )
+
+
+def with_models(
+    site_json: bytes,
+    *,
+    index: IndexEntry,
+    models: Mapping[str, ModelEntry],
+    rungs: Iterable[str],
+) -> bytes:
+    """Return the text of site.json with further networks.
+
+    Parameters
+    ----------
+    site_json : bytes
+        Of the version before.
+    index : IndexEntry
+        The new one.
+    models : mapping of str to ModelEntry
+        Networks to add, by role; one of the same role is replaced.
+    rungs : iterable of str
+        What the site carries data for from now on, beside what it did before.
+    """
+    fields = parse_json(site_json, TileFormatError).members()
+    document = {key: field.value for key, field in fields.items()}
+    before = fields["models"].members() if "models" in fields else {}
+    known = [item.text() for item in fields["rungs"].items()]
+    return seal(
+        {
+            **document,
+            "index": {**_file_document(index), "crc32": index.crc32},
+            "models": {
+                **{role: field.value for role, field in before.items()},
+                **_models_document(models),
+            },
+            "rungs": list(dict.fromkeys([*known, *rungs])),
         }
     )
 
@@ -529,8 +575,8 @@ def decode_manifest(raw: bytes) -> SiteManifest:
     if kind.text() != FORMAT_NAME:
         kind.fail(repr(FORMAT_NAME))
     version = top.get("format_version", Field("format_version", None, TileFormatError))
-    if version.integer(0, 2**53) != FORMAT_VERSION:
-        version.fail(f"{FORMAT_VERSION}, all that this edgeloc reads")
+    if not BASE_VERSION <= version.integer(0, 2**53) <= FORMAT_VERSION:
+        version.fail(f"{BASE_VERSION} or {FORMAT_VERSION}, all that this edgeloc reads")
     fields = root.members(_SITE_KEYS, optional=_OPTIONAL_KEYS)
     index = _decode_index(fields["index"])
     tiles = fields["tiles"].members(_TILES_KEYS)
@@ -573,7 +619,7 @@ def decode_manifest(raw: bytes) -> SiteManifest:
         global_coding=coding,
         global_dtype=global_dtype,
         global_dim=global_dim,
-        format_version=FORMAT_VERSION,
+        format_version=version.integer(BASE_VERSION, FORMAT_VERSION),
         total_bytes=len(raw)
         + index.num_bytes
         + tile_bytes

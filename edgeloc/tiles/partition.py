@@ -55,6 +55,9 @@ class Partition:
         As in `SiteContents`.
     cell_size : float, optional
         No cell is larger, m.
+    by_keyframes : bool
+        Whether a cell is divided where its keyframes are, too, and not only where its
+        landmarks are: when keyframes have features, these are most of the bytes.
     too_large : collection of Cell
         Cells that turned out to be larger than they seemed.
     """
@@ -69,7 +72,15 @@ class Partition:
     max_tile_bytes: int
     position_step: float | None = None
     cell_size: float | None = None
+    by_keyframes: bool = False
     too_large: Collection[Cell] = field(default_factory=frozenset)
+
+    def places(self, landmark_idx: IntArray, keyframe_idx: IntArray) -> FloatArray:
+        """Return what decides which cells there are, (n, 3), m."""
+        points = self.points3D[landmark_idx]
+        if not self.by_keyframes:
+            return points
+        return np.concatenate([points, self.centers[keyframe_idx]])
 
     def is_fine(
         self, cell: Cell, landmark_idx: IntArray, keyframe_idx: IntArray
@@ -117,10 +128,9 @@ def _divide_cell(
     first = np.array([2 * cell.x, 2 * cell.y, 2 * cell.z])
     points = (part.points3D[landmark_idx] - origin) / half - first
     octants = (points >= 1) @ _WEIGHTS
-    used = np.unique(octants)
-
     centers = (part.centers[keyframe_idx] - origin) / half - first
     own = (centers >= 1) @ _WEIGHTS
+    used = np.unique(np.concatenate([octants, own]) if part.by_keyframes else octants)
     low = _OCTANTS[used]
     outside = np.maximum(low - centers[:, None], centers[:, None] - low - 1)
     distances = np.linalg.norm(np.maximum(outside, 0), axis=2)
@@ -141,7 +151,7 @@ def _refine(
 ) -> Iterator[Part]:
     """Yield tiles that are fine, or cannot be divided any further."""
     cell, landmark_idx, keyframe_idx = whole
-    points = part.points3D[landmark_idx]
+    points = part.places(landmark_idx, keyframe_idx)
     if (
         cell.exponent <= least
         or len(points) == 0
@@ -176,15 +186,16 @@ def grid_origin(points3D: FloatArray) -> tuple[float, float, float]:
 def _root(part: Partition, origin: FloatArray) -> Iterator[Part]:
     """Yield the first cells: the eight around the origin of the grid, if not empty."""
     everything = np.arange(len(part.points3D)), np.arange(len(part.centers))
-    if len(part.points3D) == 0:
+    places = part.places(*everything)
+    if len(places) == 0:
         yield Cell(0, 0, 0, 0), *everything
         return
-    reach = float(np.abs(part.points3D - origin).max())
+    reach = float(np.abs(places - origin).max())
     exponent = math.frexp(reach)[1] if reach > 0 else MIN_EXPONENT + MAX_DEPTH
     exponent = min(max(exponent, MIN_EXPONENT + MAX_DEPTH), MAX_EXPONENT)
     # The cell twice as large that the eight would form begins at -1.
     size = math.ldexp(1.0, exponent)
-    below = (part.points3D < origin).any(axis=0)
+    below = (places < origin).any(axis=0)
     shifted = Cell(exponent + 1, 0, 0, 0)
     for cell, landmark_idx, keyframe_idx in _divide_cell(
         part, origin - size * below, (shifted, *everything), exponent
@@ -238,7 +249,8 @@ def divide(part: Partition, origin: tuple[float, float, float]) -> list[Part]:
     size = part.cell_size
     start = np.array(origin)
     if size is not None:
-        reach = float(np.abs(part.points3D - start).max(initial=0.0))
+        everything = np.arange(len(part.points3D)), np.arange(len(part.centers))
+        reach = float(np.abs(part.places(*everything) - start).max(initial=0.0))
         if not 0 < size < np.inf or not reach / size < 2.0 ** (MAX_DEPTH - 1):
             raise ConfigError(
                 f"cell_size {size!r} does not suit a map that reaches {reach:g} from "

@@ -8,7 +8,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from edgeloc.errors import MapError, TileFormatError, TileMissingError
 from edgeloc.tiles.arrays import AnyArray, decode_codebook
-from edgeloc.tiles.bits import ranges
+from edgeloc.tiles.bits import offsets_of, ranges
 from edgeloc.tiles.index_file import LAZY_BYTES, check_all, decode_index
 from edgeloc.tiles.layout import (
     LANDMARK_BITS,
     Codebook,
+    KeyframeFeatures,
     KeyframeTable,
     LocalMap,
     Tile,
@@ -43,6 +44,7 @@ __all__ = [
     "SiteManifest",
     "TileEntry",
     "TileMissingError",
+    "assemble_features",
     "assemble_local_map",
     "open_site",
     "verify_site",
@@ -228,6 +230,10 @@ class Site:
                 family=self.manifest.family,
                 keyframe_ids=self.keyframes.keyframe_ids[start:end],
             )
+            if (tile.features is not None) != self.manifest.has_features:
+                raise TileFormatError(
+                    "has keyframe features or lacks them, the site says otherwise"
+                )
             if verify and not is_canonical(
                 data, tile, self.manifest.family, self.tiles
             ):
@@ -374,6 +380,66 @@ def _load(tiles: TileSource, tile_idx: int) -> Tile:
     return tiles[tile_idx]
 
 
+def _owners_of(site: Site, keyframe_ids: IntArray) -> Iterator[tuple[int, int]]:
+    """Yield the tile of each keyframe, and its place in it."""
+    keyframe_idx = site.keyframes.index_of(np.asarray(keyframe_ids, dtype=np.int64))
+    for idx, owner in zip(
+        keyframe_idx.tolist(), site.tile_of(keyframe_idx).tolist(), strict=True
+    ):
+        yield owner, idx - int(site.tiles.first_keyframe[owner])
+
+
+def assemble_features(
+    tiles: TileSource, site: Site, keyframe_ids: IntArray
+) -> KeyframeFeatures:
+    """Return the local features of some keyframes.
+
+    Parameters
+    ----------
+    tiles : mapping of int to Tile, or callable
+        Gives a tile by its index; only the tiles of the keyframes are asked for.
+    site : Site
+        The site of the tiles.
+    keyframe_ids : array_like of shape (n,), int
+        Keyframes of the site.
+
+    Returns
+    -------
+    KeyframeFeatures
+        In the order of `keyframe_ids`; none where the site has none.
+
+    Raises
+    ------
+    TileFormatError, TileMissingError
+        From reading, or when a mapping lacks a tile.
+    KeyError
+        When the site has no such keyframe.
+    """
+    family = site.manifest.family
+    offsets = np.zeros(2, np.int64)
+    parts = [
+        KeyframeFeatures(
+            offsets=offsets[:1],
+            keypoints=np.zeros((0, 2), np.float32),
+            sigmas=np.zeros(0, np.float32),
+            descriptors=np.zeros((0, family.stored_dim), family.stored_dtype),
+        )
+    ]
+    for owner, row in _owners_of(site, keyframe_ids):
+        found = _load(tiles, owner).features
+        parts.append(
+            replace(parts[0], offsets=offsets)
+            if found is None
+            else found.of(np.array([row]))
+        )
+    return KeyframeFeatures(
+        offsets=offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
+        keypoints=np.concatenate([part.keypoints for part in parts]),
+        sigmas=np.concatenate([part.sigmas for part in parts]),
+        descriptors=np.concatenate([part.descriptors for part in parts]),
+    )
+
+
 def visible_point3D_ids(
     tiles: TileSource, site: Site, keyframe_ids: IntArray
 ) -> list[IntArray]:
@@ -400,12 +466,9 @@ def visible_point3D_ids(
     KeyError
         When the site has no such keyframe.
     """
-    keyframe_idx = site.keyframes.index_of(np.asarray(keyframe_ids, dtype=np.int64))
-    tile_idx = site.tile_of(keyframe_idx)
     visible: list[IntArray] = []
-    for idx, owner in zip(keyframe_idx.tolist(), tile_idx.tolist(), strict=True):
+    for owner, row in _owners_of(site, keyframe_ids):
         tile = _load(tiles, owner)
-        row = idx - int(site.tiles.first_keyframe[owner])
         start, end = tile.visible_offsets[row : row + 2]
         visible.append(tile.visible_point3D_ids[start:end])
     return visible

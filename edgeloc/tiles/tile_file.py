@@ -12,8 +12,22 @@ import numpy as np
 from edgeloc.errors import TileFormatError
 from edgeloc.tiles import codec
 from edgeloc.tiles.bits import NumberReader, encode_numbers, offsets_of
-from edgeloc.tiles.container import FileKind, Section, pack, unpack
-from edgeloc.tiles.layout import LANDMARK_BITS, FamilySpec, LandmarkTable, Tile
+from edgeloc.tiles.container import (
+    BASE_VERSION,
+    FORMAT_VERSION,
+    Container,
+    FileKind,
+    Section,
+    pack,
+    unpack,
+)
+from edgeloc.tiles.layout import (
+    LANDMARK_BITS,
+    FamilySpec,
+    KeyframeFeatures,
+    LandmarkTable,
+    Tile,
+)
 from edgeloc.tiles.tile_table import Cell, TileEntry, TileTable, box_codes
 from edgeloc.tiles.tracks import decode_tracks, encode_tracks
 from edgeloc.types import IntArray
@@ -26,6 +40,15 @@ groups of others."""
 NEIGHBOUR = struct.Struct("<b3iI")
 """Cell of another tile, and how many of its landmarks the keyframes see."""
 TAGS = ("META", "POSN", "QUAL", "DCNT", "DESC", "NBRS", "VIDS")
+FEATURE_TAGS = ("FMET", "FNUM", "FPTS", "FDSC")
+"""Of a tile with keyframe features, after the others."""
+FEATURE_META = struct.Struct("<IhBB")
+"""Number of features, first code of sigmas, bits of x and y."""
+
+
+def unpack_tile(data: bytes) -> Container:
+    """Return the sections of a tile's file, with or without keyframe features."""
+    return unpack(data, FileKind.TILE, TAGS, further=FEATURE_TAGS)
 
 
 def descriptor_bytes(family: FamilySpec) -> int:
@@ -163,7 +186,55 @@ def encode_tile(
         "NBRS": (int(codec.Codec.RAW), neighbours),
         "VIDS": (int(codec.Codec.TRACKS), visible),
     }
-    return pack(FileKind.TILE, sections)
+    if tile.features is None:
+        return pack(FileKind.TILE, sections, version=BASE_VERSION)
+    sections.update(_encode_features(tile.features, family))
+    return pack(FileKind.TILE, sections, version=FORMAT_VERSION)
+
+
+def _encode_features(
+    features: KeyframeFeatures, family: FamilySpec
+) -> dict[str, tuple[int, bytes]]:
+    points, code = codec.encode_keypoints(features.keypoints, features.sigmas)
+    meta = FEATURE_META.pack(len(features), code.first_code, *code.bits)
+    return {
+        "FMET": (int(codec.Codec.RAW), meta),
+        "FNUM": codec.encode_counts(np.diff(features.offsets)),
+        "FPTS": points,
+        "FDSC": codec.encode_raw(
+            features.descriptors, codec.DTYPES[family.stored_dtype]
+        ),
+    }
+
+
+def _decode_features(
+    container: Container, family: FamilySpec, num_keyframes: int
+) -> KeyframeFeatures | None:
+    """Return the features of a tile's keyframes, None when it is without."""
+    sections = container.sections
+    if "FMET" not in sections:
+        return None
+    raw = codec.decode_raw(sections["FMET"], "|u1", FEATURE_META.size).tobytes()
+    num, first_code, *bits = FEATURE_META.unpack(raw)
+    # First, since a feature takes a byte here at least.
+    descriptors = codec.decode_raw(
+        sections["FDSC"], codec.DTYPES[family.stored_dtype], num * family.stored_dim
+    ).reshape(-1, family.stored_dim)
+    keypoints, sigmas = codec.decode_keypoints(
+        sections["FPTS"],
+        num,
+        codec.KeypointCode(first_code=first_code, bits=(bits[0], bits[1])),
+    )
+    counts = codec.decode_counts(sections["FNUM"], num_keyframes, limit=num)
+    offsets = offsets_of(counts)
+    if offsets[-1] != num:
+        raise TileFormatError(
+            f"has keyframes with {offsets[-1]} features in all, expected {num}",
+            offset=sections["FNUM"].offset,
+        )
+    return KeyframeFeatures(
+        offsets=offsets, keypoints=keypoints, sigmas=sigmas, descriptors=descriptors
+    )
 
 
 def tile_entry(
@@ -194,7 +265,7 @@ def tile_entry(
         cell=cell,
         box=box_codes(cell, stored - np.array(origin)),
         num_bytes=len(data),
-        crc32=unpack(data, FileKind.TILE, TAGS).crc32,
+        crc32=unpack_tile(data).crc32,
         sha256=hashlib.sha256(data).hexdigest(),
         num_landmarks=len(tile.landmarks),
         num_descriptors=len(tile.landmarks.descriptors),
@@ -393,7 +464,7 @@ def decode_tile(
         When the bytes are anything but that tile.
     """
     entry = tiles[tile_idx]
-    container = unpack(data, FileKind.TILE, TAGS)
+    container = unpack_tile(data)
     if container.crc32 != entry.crc32:
         raise TileFormatError("is another file than the one that the index lists")
     sections = container.sections
@@ -448,6 +519,7 @@ def decode_tile(
         keyframe_ids=keyframe_ids,
         visible_offsets=visible_offsets,
         visible_point3D_ids=visible,
+        features=_decode_features(container, family, len(keyframe_ids)),
     )
 
 
@@ -465,7 +537,7 @@ def is_canonical(data: bytes, tile: Tile, family: FamilySpec, tiles: TileTable) 
     tiles : TileTable
         All tiles of the site.
     """
-    sections = unpack(data, FileKind.TILE, TAGS).sections
+    sections = unpack_tile(data).sections
     meta = _decode_meta(sections["META"], tiles[tile.tile_idx])
     again = encode_tile(
         tile,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from edgeloc.tiles.layout import (
     LandmarkTable,
     PoseArrays,
     SiteContents,
+    SiteModel,
     Tile,
 )
 from edgeloc.tiles.manifest import (
@@ -53,6 +54,8 @@ MAX_TILE_BYTES = 256 << 10
 """What is read at once, and kept or dropped at once: a few frames' walk indoors."""
 _LANDMARK_BYTES = 7
 """Position, sigma, number of observations, number of descriptors."""
+_KEYPOINT_BYTES = 4
+"""Of a feature beside its descriptor."""
 _PAIRS_PER_BYTE = 3
 """Keyframes and landmarks that see each other; measured: 3 to 12."""
 _MAX_ROUNDS = 8
@@ -77,15 +80,22 @@ def _partition(
     landmarks = contents.landmarks
     num_visible = np.diff(contents.visible_offsets)
     step = contents.position_step
+    descriptor_bytes = tile_file.descriptor_bytes(contents.family)
+    keyframe_bytes = num_visible // _PAIRS_PER_BYTE
+    features = contents.features
+    if features is not None:
+        num_features = np.diff(features.offsets)
+        keyframe_bytes = keyframe_bytes + num_features * (
+            descriptor_bytes + _KEYPOINT_BYTES
+        )
     # Sections are padded, hence the 8 bytes for each.
     return Partition(
         points3D=landmarks.points3D,
         sigmas=landmarks.sigmas,
         landmark_bytes=_LANDMARK_BYTES
-        + np.diff(landmarks.descriptor_offsets)
-        * tile_file.descriptor_bytes(contents.family),
+        + np.diff(landmarks.descriptor_offsets) * descriptor_bytes,
         centers=contents.keyframes.centers,
-        keyframe_bytes=num_visible // _PAIRS_PER_BYTE,
+        keyframe_bytes=keyframe_bytes,
         num_visible=num_visible,
         base_bytes=HEADER.size
         + len(tile_file.TAGS) * (TABLE_ENTRY.size + 8)
@@ -93,6 +103,7 @@ def _partition(
         max_tile_bytes=max_tile_bytes,
         position_step=step,
         cell_size=cell_size,
+        by_keyframes=features is not None,
     )
 
 
@@ -154,6 +165,9 @@ def _make_tiles(contents: SiteContents, parts: Sequence[Part]) -> Iterator[Tile]
             keyframe_ids=keyframes.keyframe_ids[keyframe_idx],
             visible_offsets=visible_offsets,
             visible_point3D_ids=ids[np.lexsort((ids, owners))],
+            features=None
+            if contents.features is None
+            else contents.features.of(keyframe_idx),
         )
 
 
@@ -213,10 +227,12 @@ def _divide_and_write_tiles(
     return parts, entries
 
 
-def _write_models(folder: Path, contents: SiteContents) -> dict[str, ModelEntry]:
-    """Copy the networks; return their entries by role."""
+def write_models(
+    folder: Path, models: Mapping[str, SiteModel]
+) -> dict[str, ModelEntry]:
+    """Copy networks into a folder; return their entries by role."""
     entries = {}
-    for role, model in contents.models.items():
+    for role, model in models.items():
         sizes = [
             (len(data), hashlib.sha256(data).hexdigest())
             for data in (model.manifest, model.network)
@@ -290,7 +306,10 @@ def _write_blocks(
         contents = _storable(given)
         check_contents(contents)
         part = _partition(contents, max_tile_bytes=max_tile_bytes, cell_size=cell_size)
-        origin = contents.grid_origin or grid_origin(contents.landmarks.points3D)
+        everything = (
+            np.arange(len(contents.landmarks)), np.arange(len(contents.keyframes))
+        )  # fmt: skip
+        origin = contents.grid_origin or grid_origin(part.places(*everything))
         parts, written = _divide_and_write_tiles(folder, contents, part, origin=origin)
         order = np.concatenate([keyframe_idx for _, _, keyframe_idx in parts])
         tables.append(_rows_of(contents.keyframes, order))
@@ -301,6 +320,8 @@ def _write_blocks(
             landmarks=_NO_LANDMARKS,
             visible_offsets=np.zeros(1, np.int64),
             visible_landmark_idx=np.zeros(0, np.int64),
+            # That there are some is said of the whole site.
+            features=contents.features and contents.features.of(np.zeros(0, np.int64)),
         )
         # What was written is let go before the next block is made.
         del given, contents, part, parts
@@ -309,7 +330,8 @@ def _write_blocks(
         elif _common(bare) != _common(whole):
             raise MapError(
                 "cannot write the site: its blocks differ in what is said of the whole "
-                "site (cameras, family, global_coding, position_step, grid_origin)"
+                "site (cameras, family, global_coding, position_step, grid_origin, "
+                "whether there are features)"
             )
     if whole is None:
         raise MapError("cannot write the site: it has no blocks")
@@ -327,6 +349,7 @@ def _common(contents: SiteContents) -> tuple[object, ...]:
         contents.global_coding,
         contents.position_step,
         contents.grid_origin,
+        contents.features is None,
     )
 
 
@@ -358,7 +381,7 @@ def _write_contents(
         num_landmarks=sum(entry.num_landmarks for entry in entries),
         tile_bytes=sum(entry.num_bytes for entry in entries),
         grid_origin=contents.grid_origin,
-        models=_write_models(folder, contents),
+        models=write_models(folder, contents.models),
         codebooks=_write_codebooks(folder, contents),
     )
     write_file(folder / files.index.file, index)

@@ -16,6 +16,7 @@ from edgeloc.geometry.se3 import exp_so3
 from edgeloc.tiles.container import HEADER, TABLE_ENTRY, header_crc32
 from edgeloc.tiles.layout import (
     FamilySpec,
+    KeyframeFeatures,
     KeyframeTable,
     LandmarkTable,
     PoseArrays,
@@ -96,6 +97,28 @@ def make_contents(
             "altitude_m": 400.0,
         },
         build={"tool": "edgeloc-build 0.1", "num_images": 3, "rmse_px": 0.75},
+    )
+
+
+def with_features(
+    contents: SiteContents, rng: np.random.Generator, *, most: int = 9
+) -> SiteContents:
+    """The site with up to so many features per keyframe, in 640 x 480 px."""
+    offsets = np.concatenate(
+        [[0], np.cumsum(rng.integers(0, most + 1, len(contents.keyframes)))]
+    )
+    num, family = int(offsets[-1]), contents.family
+    return replace(
+        contents,
+        features=KeyframeFeatures(
+            offsets=offsets,
+            keypoints=rng.uniform(0, (640, 480), (num, 2)).astype(np.float32),
+            sigmas=rng.uniform(0.25, 2.0, num).astype(np.float32),
+            descriptors=rng.integers(0, 100, (num, family.stored_dim)).astype(
+                family.stored_dtype
+            ),
+        ),
+        rungs=("LOCAL_SFM", "RELATIVE", "INTERPOLATE"),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from site_factory import index_path, make_contents, tile_path
+from site_factory import index_path, make_contents, tile_path, with_features
 
 import edgeloc.tiles
 from edgeloc.tiles import (
@@ -113,6 +113,58 @@ def test_the_sections(site, kind):
         assert len(sections["GDSC"].payload) == 7 * 8 * 2
 
 
+def test_the_sections_of_features(tmp_path):
+    rng = np.random.default_rng(1)
+    contents = with_features(make_contents(rng), rng)
+    write_site(tmp_path / "site", contents)
+    data = tile_path(open_site(tmp_path / "site")).read_bytes()
+    sections = tile_file.unpack_tile(data).sections
+    table = rows("Keyframe features")[1:]
+    assert tuple(row[0] for row in table) == tile_file.FEATURE_TAGS
+    for tag, codec_name, size, _ in table:
+        assert codec.Codec(sections[tag].codec).name == codec_name
+        if size.isdigit():
+            assert len(sections[tag].payload) == int(size)
+    assert (tag, size) == ("FDSC", "F descriptors")
+    assert len(sections["FDSC"].payload) == 4 * len(contents.features)
+    assert f"sigma ({codec._SIGMA_BITS} bits)" in FLAT
+    assert codec.KEYPOINT_STEPS_PER_PX == 8
+    assert "in eighths of a pixel" in FLAT
+    assert "off by at most 1/16 px" in FLAT
+
+
+def test_the_sizes_of_features(tmp_path):
+    stated = re.search(
+        r"No features add (\d+) bytes to a tile; (\d+) features with one (\d+)-byte "
+        r"descriptor each, in an image of 640 x 480, add ([\d.]+) bytes each\.",
+        FLAT,
+    )
+    num, dim = int(stated[2]), int(stated[3])
+    rng = np.random.default_rng(0)
+    bare = make_contents(rng, num_landmarks=0, num_keyframes=1)
+    bare = replace(
+        bare,
+        family=replace(bare.family, stored_dim=dim),
+        landmarks=replace(bare.landmarks, descriptors=np.zeros((0, dim), np.uint8)),
+    )
+    sizes = []
+    none = with_features(bare, rng, most=0)
+    full = layout.KeyframeFeatures(
+        offsets=np.array([0, num]),
+        keypoints=rng.uniform(0, (640, 480), (num, 2)).astype(np.float32),
+        sigmas=np.ones(num, np.float32),
+        descriptors=np.zeros((num, dim), np.uint8),
+    )
+    for name, contents in (
+        ("bare", bare), ("none", none), ("full", replace(none, features=full)),
+    ):  # fmt: skip
+        write_site(tmp_path / name, contents)
+        [tile] = open_site(tmp_path / name).tiles
+        sizes.append(tile.num_bytes)
+    assert sizes[1] - sizes[0] == int(stated[1])
+    assert f"{(sizes[2] - sizes[1]) / num:.1f}" == stated[4]
+
+
 def test_the_other_files():
     for heading, tags in (("Codebook", arrays.CODEBOOK_TAGS),):
         found = [tag for row in rows(heading)[1:] for tag in row[0].split(", ")]
@@ -177,6 +229,10 @@ def test_the_numbers_in_the_text():
     assert int(limits["keyframe ids"]) == bits.MAX_NUMBER
     assert int(limits["tiles"]) == tile_table.MAX_TILES
     assert int(limits["cameras"]) == manifest.MAX_CAMERAS
+    assert limits["a coordinate of a keypoint"] == f"{codec.MAX_KEYPOINT_PX} px"
+    assert (codec.MAX_KEYPOINT_PX * 8).bit_length() == codec.MAX_KEYPOINT_BITS
+    versions = f'`"edgeloc-site"`, {container.BASE_VERSION} or '
+    assert f"{versions}{container.FORMAT_VERSION}: looked at" in FLAT
     assert limits["a section"] == f"{container.MAX_SECTION_BYTES} bytes"
     assert limits["site.json"] == f"{manifest.MAX_SITE_JSON_BYTES} bytes"
     most = codec.MAX_DESCRIPTORS_PER_LANDMARK

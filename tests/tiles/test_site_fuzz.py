@@ -23,6 +23,7 @@ from site_factory import (
     stored_crc32,
     table_of,
     tile_path,
+    with_features,
 )
 
 from edgeloc.errors import TileFormatError
@@ -52,6 +53,18 @@ def site(tmp_path_factory) -> Site:
     site = open_site(path, verify=True)
     assert [tile.num_landmarks for tile in site.tiles] == [5, 2]
     assert [tile.num_keyframes for tile in site.tiles] == [3, 0]
+    return site
+
+
+@pytest.fixture(scope="module")
+def feature_site(tmp_path_factory) -> Site:
+    """One tile without landmarks, whose keyframes have features."""
+    path = tmp_path_factory.mktemp("fuzz") / "features"
+    rng = np.random.default_rng(4)
+    contents = make_contents(rng, num_landmarks=0)
+    write_site(path, with_features(contents, rng))
+    site = open_site(path, verify=True)
+    assert [tile.num_keyframes for tile in site.tiles] == [3]
     return site
 
 
@@ -114,6 +127,20 @@ def check_index(index: Index, site: Site) -> None:
     assert all(np.all(np.isfinite(a)) for a in index.retrieval_arrays.values())
 
 
+def check_features(tile: Tile) -> None:
+    """Features that were accepted keep every promise of `KeyframeFeatures`."""
+    features = tile.features
+    assert len(features.offsets) == len(tile.keyframe_ids) + 1
+    assert features.offsets[0] == 0
+    assert np.all(np.diff(features.offsets) >= 0)
+    num = features.offsets[-1]
+    assert features.keypoints.shape == (num, 2)
+    assert np.all((features.keypoints >= 0) & (features.keypoints < 2**20))
+    assert features.sigmas.shape == (num,)
+    assert np.all(np.isfinite(features.sigmas) & (features.sigmas > 0))
+    assert features.descriptors.shape == (num, 4)
+
+
 Attempt = Callable[[bytes], bool]
 
 
@@ -131,7 +158,10 @@ def tile_attempt(site: Site) -> Attempt:
             )
         except TileFormatError:
             return False
-        check_tile(tile, site)
+        if tile.features is None:
+            check_tile(tile, site)
+        else:
+            check_features(tile)
         # The second look of `verify_site` answers, whatever it says.
         tile_file.is_canonical(data, tile, site.manifest.family, site.tiles)
         return True
@@ -171,10 +201,12 @@ def codebook_attempt(data: bytes) -> bool:
     return True
 
 
-@pytest.fixture(params=["tile", "index", "codebook"])
+@pytest.fixture(params=["tile", "features", "index", "codebook"])
 def target(
-    request, site, tile_bytes, index_bytes, codebook_bytes
+    request, site, feature_site, tile_bytes, index_bytes, codebook_bytes
 ) -> tuple[bytes, Attempt]:
+    if request.param == "features":
+        return tile_path(feature_site).read_bytes(), tile_attempt(feature_site)
     if request.param == "tile":
         return tile_bytes, tile_attempt(site)
     if request.param == "codebook":
@@ -299,23 +331,32 @@ def test_sections_in_another_order_twice_or_over_each_other(target):
 
 def sections_of(data: bytes) -> dict[str, tuple[int, bytes]]:
     kind = FileKind(HEADER.unpack_from(data)[2])
+    further = tile_file.FEATURE_TAGS if kind is FileKind.TILE else ()
+    found = unpack(data, kind, TAGS[kind], further=further)
     return {
         tag: (section.codec, bytes(section.payload))
-        for tag, section in unpack(data, kind, TAGS[kind]).sections.items()
+        for tag, section in found.sections.items()
     }
+
+
+def packed_like(data: bytes, sections: dict[str, tuple[int, bytes]]) -> bytes:
+    """A file of the same kind and version with other sections."""
+    _, version, kind = HEADER.unpack_from(data)[:3]
+    return pack(FileKind(kind), sections, version=version)
 
 
 def test_each_section_of_another_length(target):
     data, attempt = target
-    kind = FileKind(HEADER.unpack_from(data)[2])
     sections = sections_of(data)
     for tag, (codec, payload) in sections.items():
         for changed in (b"", payload[:-1], payload + b"\0", payload * 2 + b"\0"):
             # Any bytes are a name.
             if changed != payload and tag != "NAME":
-                assert not attempt(pack(kind, {**sections, tag: (codec, changed)}))
+                changes = {**sections, tag: (codec, changed)}
+                assert not attempt(packed_like(data, changes))
         for other in (9, 65535):
-            assert not attempt(pack(kind, {**sections, tag: (other, payload)}))
+            changes = {**sections, tag: (other, payload)}
+            assert not attempt(packed_like(data, changes))
 
 
 META_FIELDS = {
@@ -498,6 +539,55 @@ def test_each_violation_in_a_tile_has_a_name(
             listed(site, data).read_tile(0)
     finally:
         file.write_bytes(tile_bytes)
+
+
+@pytest.mark.parametrize(
+    ("tag", "dtype", "at", "value", "message"),
+    [
+        ("FMET", "<u4", 0, 2**32 - 1, "section FDSC has .* bytes, expected"),
+        ("FMET", "<u4", 0, 1, "section FDSC has .* bytes, expected 4"),
+        ("FMET", "<i2", 2, 99, "the first code of sigmas is 99"),
+        ("FMET", "u1", 6, 24, "keypoints have 24 bits, at most 23"),
+        ("FMET", "u1", 7, 3, "section FPTS has .* bytes, expected"),
+        ("FNUM", "u1", 0, 100, "uses the number code|section FNUM"),
+    ],
+)
+def test_each_violation_in_features_has_a_name(
+    feature_site, tag, dtype, at, value, message
+):
+    data = tile_path(feature_site).read_bytes()
+    sections = sections_of(data)
+    codec, payload = sections[tag]
+    padding = -len(payload) % np.dtype(dtype).itemsize
+    array = np.frombuffer(payload + bytes(padding), dtype).copy()
+    array[at] = value
+    changed = array.tobytes()[: len(payload)]
+    damaged = packed_like(data, {**sections, tag: (codec, changed)})
+    with pytest.raises(TileFormatError, match=message):
+        tile_file.decode_tile(
+            damaged,
+            tile_idx=0,
+            tiles=listed(feature_site, damaged).tiles,
+            family=feature_site.manifest.family,
+            keyframe_ids=feature_site.keyframes.keyframe_ids,
+        )
+
+
+def test_features_are_where_the_site_says(feature_site):
+    file = tile_path(feature_site)
+    data = file.read_bytes()
+    sections = {
+        tag: section
+        for tag, section in sections_of(data).items()
+        if tag in tile_file.TAGS
+    }
+    bare = pack(FileKind.TILE, sections)
+    file.write_bytes(bare)
+    try:
+        with pytest.raises(TileFormatError, match="has keyframe features or lacks"):
+            listed(feature_site, bare).read_tile(0)
+    finally:
+        file.write_bytes(data)
 
 
 def test_neighbours_ascend_and_are_others(site, tile_bytes):

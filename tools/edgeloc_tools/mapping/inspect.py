@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,10 @@ _PARTS = {
     "DCNT": "descriptors",
     "NBRS": "visibility",
     "VIDS": "visibility",
+    "FMET": "keyframe_features",
+    "FNUM": "keyframe_features",
+    "FPTS": "keyframe_features",
+    "FDSC": "keyframe_features",
     "TILE": "tile_table",
     "KFID": "keyframes",
     "KCAM": "keyframes",
@@ -52,13 +55,14 @@ def bytes_by_part(site: Site) -> dict[str, int]:
             ),
         }
     )
-    files: list[tuple[str, FileKind, Sequence[str]]] = [
-        (file_of_tile(tile).file, FileKind.TILE, tile_file.TAGS) for tile in site.tiles
-    ]
-    files.append((manifest.index.file, FileKind.INDEX, index_file.TAGS))
-    for name, kind, tags in files:
+    names = [manifest.index.file, *(file_of_tile(tile).file for tile in site.tiles)]
+    for name in names:
         data = (site.path / name).read_bytes()
-        for tag, section in unpack(data, kind, tags).sections.items():
+        if name == manifest.index.file:
+            sections = unpack(data, FileKind.INDEX, index_file.TAGS).sections
+        else:
+            sections = tile_file.unpack_tile(data).sections
+        for tag, section in sections.items():
             parts[_PARTS.get(tag, "headers")] += len(section.payload)
             parts["headers"] -= len(section.payload)
         parts["headers"] += len(data)
@@ -118,6 +122,7 @@ def describe_site(path: Path) -> dict[str, object]:
         "largest_tile_bytes": max(tile.num_bytes for tile in site.tiles),
         "keyframes": len(site.keyframes),
         "landmarks": len(observations),
+        "keyframe_features": int(sum(len(t.features or ()) for t in tiles)),
         "descriptors": int(sum(len(t.landmarks.descriptors) for t in tiles)),
         "visible_landmarks": visible,
         "bits_per_visible_landmark": round(
