@@ -53,6 +53,12 @@ class Segmenter:
         """What it runs."""
         return self._network
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The classes that are masked out."""
+        classes = self._network.manifest.classes
+        return tuple(n for n, out in zip(classes, self._ignored, strict=True) if out)
+
     def keep_mask(self, image: ByteArray) -> ByteArray:
         """Return 0 on the ignored classes, 255 elsewhere, (H, W) uint8.
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from model_factory import FEATURES, constant_network, model_bytes
-from onnx import helper
+from model_factory import FEATURES, constant_network
 
 from edgeloc.errors import ConfigError, ModelError
 from edgeloc.features.mask import (
@@ -22,36 +21,12 @@ from edgeloc.features.mask import (
     with_margin,
 )
 from edgeloc.features.segment import open_segmenter
-from edgeloc.inference.manifest import InputSpec, decode_manifest, encode_manifest
+from edgeloc.inference.manifest import decode_manifest, encode_manifest
 from edgeloc_tools.model_files import write_model
+from edgeloc_tools.synth.colour_segmenter import MANIFEST as SEGMENTATION
+from edgeloc_tools.synth.colour_segmenter import network as magenta_network
 
 SQUARE = [(10.0, 5.0), (20.0, 5.0), (20.0, 15.0), (10.0, 15.0)]
-SEGMENTATION = replace(
-    FEATURES,
-    name="tiny-segmentation",
-    role="segmentation",
-    input=InputSpec(channels=3, mean=(0.0,) * 3, std=(1.0,) * 3, size_multiple=16),
-    decoder="class-logits",
-    outputs={"classes": "logits"},
-    descriptor_dim=2,
-    match_ratio=None,
-    classes=("background", "person"),
-)
-
-
-def magenta_network() -> bytes:
-    """Logits of two classes: what is redder and bluer than green is a person."""
-    weights = {
-        "w": np.array([[[0, 0, 0]], [[1, -2, 1]]], np.float32).reshape(2, 3, 1, 1),
-        "b": np.array([0.0, -0.4], np.float32),
-    }
-    nodes = [
-        helper.make_node(
-            "AveragePool", ["image"], ["small"], kernel_shape=[4, 4], strides=[4, 4]
-        ),
-        helper.make_node("Conv", ["small", "w", "b"], ["logits"]),
-    ]
-    return model_bytes(nodes, ["logits"], weights, channels=3)
 
 
 class TestPolygons:

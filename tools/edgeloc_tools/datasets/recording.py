@@ -180,6 +180,14 @@ class RecordedImage:
             raise DatasetError(f"{self.mask_path}: is not a readable mask")
         return np.asarray(mask, dtype=np.uint8)
 
+    def mask_key(self) -> list[object]:
+        """Return what changes when the mask does, for what is kept on disk."""
+        path = self.mask_path
+        if path is None or not path.is_file():
+            return [str(path)]
+        status = path.stat()
+        return [str(path), status.st_size, status.st_mtime_ns]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:

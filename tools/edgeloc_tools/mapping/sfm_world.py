@@ -293,7 +293,7 @@ def _fix_sigmas(fix: GnssFix) -> list[float]:
     return [h, h, max(fix.vertical_sigma_m, 1e-3)]
 
 
-def _to_gnss(
+def place_by_gnss(
     poses: Mapping[str, Rigid3],
     recording: Recording,
     prior: GravityPrior | None,
@@ -302,6 +302,28 @@ def _to_gnss(
     view_from_cam: Mapping[str, FloatArray],
     rng: np.random.Generator,
 ) -> Placement:
+    """Return how poses go into an east-north-up world, by their GNSS fixes.
+
+    Parameters
+    ----------
+    poses : mapping of str to Rigid3
+        ``cam_from_model``.
+    recording : Recording
+        With the fixes of at least `MIN_POSITIONS` of these images.
+    prior : GravityPrior or None
+        Known gravity, in the frame of an image.
+    scale : float or None
+        Metres per unit of the model; None = by the fixes.
+    view_from_cam : mapping of str to ndarray of shape (3, 3)
+        How pictures are turned when shown upright (EXIF), by image.
+    rng : Generator
+        Of the robust fit.
+
+    Raises
+    ------
+    MapError
+        When the poses do not fit the fixes.
+    """
     fixes = {
         image.name: image.gnss
         for image in recording.images
@@ -484,7 +506,7 @@ def place(
     if target == "poses":
         placement = _to_poses(poses, recording, gravity, rng)
     elif target == "gnss":
-        placement = _to_gnss(
+        placement = place_by_gnss(
             poses,
             recording,
             gravity,

@@ -296,7 +296,7 @@ def _feature_key(
         "models": dict(extractor.model_digests),
         "camera": asdict(recording.cameras[image.camera_id]),
         "depth": None if depth is None else _depth_key(depth),
-        "mask": [str(image.mask_path), *_stamp(image.mask_path)],
+        "mask": image.mask_key(),
     }
 
 
