@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeloc import __version__
 from edgeloc.errors import BackendUnavailableError, ConfigError, ModelError
 from edgeloc.inference.manifest import Model
+from edgeloc.inference.trt import BACKENDS as TENSORRT
+from edgeloc.inference.variants import find_variant
 from edgeloc.types import Float32Array
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
-_CUDA = "CUDAExecutionProvider"
+_PROVIDERS = {
+    "ort-cuda": "CUDAExecutionProvider",
+    "ort-tensorrt": "TensorrtExecutionProvider",
+}
+_GPU_VARIANTS = {
+    # A GPU has no use for INT8 that was rounded for a CPU, see `find_variant`.
+    "ort-cuda": (("fp16", "any"), ("fp32", "any")),
+    "ort-tensorrt": (("int8", "tensorrt"), ("fp16", "any"), ("fp32", "any")),
+}
+_AUTO = ("tensorrt", "tensorrt-rtx", "ort-cuda")
+"""What "auto" takes, best first, before the CPU. Not ort-tensorrt: it builds engines
+when it meets a new size, in the middle of a run."""
+
+
+class Pending(Protocol):
+    """Outputs that are being computed."""
+
+    def collect(self) -> dict[str, Float32Array]:
+        """Wait, and return all outputs by name; once per `Backend.submit`.
+
+        Raises
+        ------
+        ModelError
+            When the network failed, or another submit came in between.
+        """
 
 
 class Backend(Protocol):
@@ -31,6 +58,10 @@ class Backend(Protocol):
     def output_names(self) -> tuple[str, ...]:
         """What `run` gives."""
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether `submit` returns before the work is done."""
+
     def run(self, inputs: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """Return all outputs by name.
 
@@ -40,8 +71,36 @@ class Backend(Protocol):
             When the network does not take these inputs, or fails.
         """
 
+    def submit(self, inputs: Mapping[str, Float32Array]) -> Pending:
+        """Begin to compute; the inputs may be changed as soon as this returns.
+
+        What is not collected before the next submit of inputs of the same size is lost.
+
+        Raises
+        ------
+        ModelError
+            As `run`.
+        """
+
     def describe(self) -> str:
         """Return where it runs, for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Done:
+    """Outputs of a backend that is not asynchronous.
+
+    Parameters
+    ----------
+    outputs : dict of str to ndarray
+        By name.
+    """
+
+    outputs: dict[str, Float32Array]
+
+    def collect(self) -> dict[str, Float32Array]:
+        """Return them; see `Pending.collect`."""
+        return self.outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +109,18 @@ class BackendOptions:
 
     Parameters
     ----------
-    backend : {"auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx"}
-        Where; "auto" takes CUDA where ONNX Runtime has it.
+    backend : {"auto", "ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", \
+"tensorrt-rtx"}
+        Where; "auto" takes the first of `_AUTO` that can run the model, else the CPU.
     threads : int
         Of each network on the CPU.
+    engines : Path or None
+        Folder of TensorRT's engines; None = ``engines`` beside the model's manifest.
     """
 
     backend: str = "auto"
     threads: int = 1
+    engines: Path | None = None
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -70,7 +133,7 @@ class BackendChoice:
 
     Parameters
     ----------
-    name : {"ort-cpu", "ort-cuda"}
+    name : {"ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"}
         Which.
     reason : str
         Why, when it was not asked for by name.
@@ -81,34 +144,71 @@ class BackendChoice:
 
 
 def choose_backend(backend: str) -> BackendChoice:
-    """Return where networks run.
+    """Return where networks run, as far as that can be said without a model.
 
     Raises
     ------
     BackendUnavailableError
         When what was asked for is not here; with what to do.
     """
-    if backend in {"tensorrt", "tensorrt-rtx"}:
-        raise BackendUnavailableError(
-            f"--backend {backend}: edgeloc {__version__} has no TensorRT backend yet; "
-            "use --backend auto, ort-cuda or ort-cpu"
-        )
-    if backend == "ort-cpu":
-        return BackendChoice(name="ort-cpu")
-    from onnxruntime import (  # type: ignore[import-untyped]
-        get_available_providers,
-    )
+    if backend != "auto":
+        return BackendChoice(name=backend, reason=_require(backend))
+    choice, reason = _first_of_auto(lambda name: BackendChoice(name=name))
+    return BackendChoice(name=choice.name if choice else "ort-cpu", reason=reason)
 
-    providers = get_available_providers()
-    if _CUDA in providers:
-        return BackendChoice(name="ort-cuda", reason=f"this onnxruntime has {_CUDA}")
-    if backend == "ort-cuda":
-        raise BackendUnavailableError(
-            f"--backend ort-cuda: this onnxruntime has no {_CUDA} (it has "
-            f"{', '.join(providers)}); install onnxruntime-gpu in its place, or use "
-            "--backend auto or ort-cpu"
+
+def _first_of_auto(make: Callable[[str], _T]) -> tuple[_T | None, str]:
+    """Return what can be made with the best backend, if any, and why that one."""
+    reasons = []
+    made: _T | None = None
+    for name in _AUTO:
+        made, reason = _attempt(name, make)
+        reasons += [reason] if reason else []
+        if made is not None:
+            break
+    # Nearest to the choice comes first.
+    return made, "; ".join(reversed(reasons))
+
+
+def _attempt(name: str, make: Callable[[str], _T]) -> tuple[_T | None, str]:
+    try:
+        reason = _require(name)
+        return make(name), reason
+    except BackendUnavailableError as exc:
+        # It may be in the package, and yet not work on the machine.
+        return None, _worth_saying(name, exc)
+
+
+def _require(name: str) -> str:
+    """Return why a backend can be used; raise unless it can."""
+    if name in _PROVIDERS:
+        from onnxruntime import (  # type: ignore[import-untyped]
+            get_available_providers,
         )
-    return BackendChoice(name="ort-cpu", reason=f"this onnxruntime has no {_CUDA}")
+
+        provider, providers = _PROVIDERS[name], get_available_providers()
+        if provider not in providers:
+            raise BackendUnavailableError(
+                f"--backend {name}: this onnxruntime has no {provider} (it has "
+                f"{', '.join(providers)}); install onnxruntime-gpu in its place, or "
+                "use --backend auto or ort-cpu"
+            )
+        return f"this onnxruntime has {provider}"
+    if name in TENSORRT:
+        from edgeloc.inference.trt import require_tensorrt
+
+        return require_tensorrt(name)
+    return ""
+
+
+def _worth_saying(name: str, error: BackendUnavailableError) -> str:
+    """Return why "auto" does not take a backend, where somebody might expect it to."""
+    text = str(error).removeprefix("--backend ")
+    if name not in TENSORRT:
+        return text.partition(": ")[2].partition(" (it has")[0].partition("; ")[0]
+    from edgeloc.inference.trt import is_installed
+
+    return text if is_installed(name) else ""
 
 
 def open_backend(model: Model, options: BackendOptions) -> Backend:
@@ -128,29 +228,52 @@ def open_backend(model: Model, options: BackendOptions) -> Backend:
     ModelError
         When the network and its manifest contradict each other, or it does not load.
     """
-    from edgeloc.inference.ort import OrtBackend
-
-    manifest = model.manifest
-    choice = choose_backend(options.backend)
-    if manifest.flavour == "tensorrt":
-        raise ModelError(
-            f"{model.manifest_path}: flavour is 'tensorrt', which {choice.name} would "
-            "run slowly or not at all; use the model's cpu flavour"
-        )
-    try:
-        backend = OrtBackend(model.network_path, choice.name, threads=options.threads)
-    except BackendUnavailableError as exc:
-        if options.backend != "auto":
-            raise
-        # CUDA is in the package and yet not on the machine.
-        choice = BackendChoice(name="ort-cpu", reason=str(exc))
-        backend = OrtBackend(model.network_path, choice.name, threads=options.threads)
-    if options.backend == "auto":
+    if options.backend != "auto":
+        _require(options.backend)
+        backend = _open(model, options.backend, options)
+    else:
+        best, reason = _first_of_auto(lambda name: _open(model, name, options))
+        backend = best or _open(model, "ort-cpu", options)
         _log.info(
-            "backend auto: %s for %s: %s", choice.name, manifest.name, choice.reason
+            "backend auto: %s for %s%s%s",
+            backend.describe().partition(" ")[0],
+            model.manifest.name,
+            ": " if reason else "",
+            reason,
         )
     _check_names(model, backend)
     return backend
+
+
+def _open(model: Model, name: str, options: BackendOptions) -> Backend:
+    if name in TENSORRT:
+        from edgeloc.inference.tensorrt import open_engine
+
+        return open_engine(model, name, folder=options.engines)
+    from edgeloc.inference.ort import OrtBackend, tensorrt_options
+
+    if name in _GPU_VARIANTS:
+        model = find_variant(model, _GPU_VARIANTS[name]) or model
+    manifest = model.manifest
+    if name == "ort-tensorrt":
+        if manifest.flavour == "cpu":
+            raise ModelError(
+                f"{model.manifest_path}: flavour is 'cpu', which TensorRT refuses, and "
+                "no other variant is beside it; write one with edgeloc-build quantize "
+                "--variants int8-tensorrt"
+            )
+        return OrtBackend(
+            model.network_path,
+            name,
+            threads=options.threads,
+            provider_options=tensorrt_options(model, folder=options.engines),
+        )
+    if manifest.flavour == "tensorrt":
+        raise ModelError(
+            f"{model.manifest_path}: flavour is 'tensorrt', which {name} would "
+            "run slowly or not at all; use the model's cpu flavour"
+        )
+    return OrtBackend(model.network_path, name, threads=options.threads)
 
 
 def _check_names(model: Model, backend: Backend) -> None:

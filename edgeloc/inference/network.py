@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgeloc.errors import ModelError
 from edgeloc.inference.backend import (
     Backend,
     BackendOptions,
+    Pending,
     all_finite,
     open_backend,
 )
@@ -45,6 +47,11 @@ class Network:
         """Return the model and where it runs, for people."""
         return f"{self.manifest.name} on {self._backend.describe()}"
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether `submit` returns before the work is done."""
+        return self._backend.asynchronous
+
     def run(self, image: ByteArray) -> tuple[dict[str, Float32Array], NetworkInput]:
         """Return the outputs by what the decoder calls them, and what went in.
 
@@ -58,19 +65,86 @@ class Network:
         ModelError
             When the network fails or gives NaN or infinity.
         """
+        return self.submit(image).collect()
+
+    def submit(self, image: ByteArray) -> Submitted:
+        """Begin with an image; `Submitted.collect` returns what `run` would.
+
+        Raises
+        ------
+        ModelError
+            When the network fails.
+        """
         spec = self.manifest.input
         prepared = preprocess(image, spec)
-        raw = self._backend.run({spec.name: prepared.tensor})
-        outputs = {key: raw[name] for key, name in self.manifest.outputs.items()}
-        for key, output in outputs.items():
-            if not all_finite(output):
-                raise ModelError(
-                    f"{self._model.network_path}: output "
-                    f"{self.manifest.outputs[key]!r} has NaN or infinite values for a "
-                    f"{image.shape[1]}x{image.shape[0]} image; is its precision "
-                    f"({self.manifest.precision}) enough?"
-                )
-        return outputs, prepared
+        pending = self._backend.submit({spec.name: prepared.tensor})
+        return Submitted(self, pending, prepared, image.shape[:2])
+
+
+class Submitted:
+    """An image that a network works on.
+
+    Parameters
+    ----------
+    network : Network
+        Which.
+    pending : Pending
+        Of its backend.
+    prepared : NetworkInput
+        What went in.
+    image_size : tuple of int
+        Height and width of the image.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        pending: Pending,
+        prepared: NetworkInput,
+        image_size: tuple[int, ...],
+    ) -> None:
+        self._network = network
+        self._pending = pending
+        self._prepared = prepared
+        self._image_size = image_size
+
+    def collect(self) -> tuple[dict[str, Float32Array], NetworkInput]:
+        """Wait for the outputs and return them; see `Network.run`."""
+        raw = self._pending.collect()
+        height, width = self._image_size
+        what = f"a {width}x{height} image"
+        return finite_outputs(self._network.model, raw, what=what), self._prepared
+
+
+def finite_outputs(
+    model: Model, raw: Mapping[str, Float32Array], *, what: str
+) -> dict[str, Float32Array]:
+    """Return the outputs of a network by what its decoder calls them.
+
+    Parameters
+    ----------
+    model : Model
+        Whose outputs.
+    raw : mapping of str to ndarray
+        By the names in the network.
+    what : str
+        It was given, for the message.
+
+    Raises
+    ------
+    ModelError
+        When one has NaN or infinity.
+    """
+    manifest = model.manifest
+    outputs = {key: raw[name] for key, name in manifest.outputs.items()}
+    for key, output in outputs.items():
+        if not all_finite(output):
+            raise ModelError(
+                f"{model.network_path}: output {manifest.outputs[key]!r} has NaN or "
+                f"infinite values for {what}; is its precision "
+                f"({manifest.precision}) enough?"
+            )
+    return outputs
 
 
 def open_network(

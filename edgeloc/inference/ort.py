@@ -12,6 +12,9 @@ from onnxruntime.capi import (  # type: ignore[import-untyped]
 )
 
 from edgeloc.errors import BackendUnavailableError, ModelError
+from edgeloc.inference.backend import Done
+from edgeloc.inference.engine import FOLDER, InputSizes, input_sizes
+from edgeloc.inference.manifest import Model
 from edgeloc.types import Float32Array
 
 # ONNX Runtime's errors have no common base but Exception.
@@ -24,7 +27,15 @@ _ERRORS: tuple[type[Exception], ...] = (
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
-_PROVIDERS = {"ort-cpu": "CPUExecutionProvider", "ort-cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {
+    "ort-cpu": ("CPUExecutionProvider",),
+    "ort-cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "ort-tensorrt": (
+        "TensorrtExecutionProvider",
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ),
+}
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _MAX_REASON = 200
 
@@ -41,10 +52,12 @@ class OrtBackend:
     ----------
     path : Path
         ONNX file.
-    name : {"ort-cpu", "ort-cuda"}
+    name : {"ort-cpu", "ort-cuda", "ort-tensorrt"}
         Where it runs.
     threads : int
         Of the CPU.
+    provider_options : mapping of str to str, optional
+        Of the execution provider that the name stands for.
 
     Raises
     ------
@@ -54,7 +67,16 @@ class OrtBackend:
         When the file is no network that ONNX Runtime can run.
     """
 
-    def __init__(self, path: Path, name: str, *, threads: int) -> None:
+    asynchronous = False
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        *,
+        threads: int,
+        provider_options: Mapping[str, str] | None = None,
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -62,16 +84,17 @@ class OrtBackend:
         # Spinning threads keep cores busy for a second after each run.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # problems come as exceptions
-        providers = list(dict.fromkeys((_PROVIDERS[name], "CPUExecutionProvider")))
+        first, *others = _PROVIDERS[name]
+        providers = [(first, dict(provider_options or {})), *others]
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), sess_options=options, providers=providers
             )
         except _ERRORS as exc:
             raise ModelError(f"{path}: is no network to run: {_reason(exc)}") from exc
-        if self._session.get_providers()[0] != _PROVIDERS[name]:
+        if self._session.get_providers()[0] != first:
             raise BackendUnavailableError(
-                f"--backend {name}: {_PROVIDERS[name]} does not start on this machine; "
+                f"--backend {name}: {first} does not start on this machine; "
                 "check the driver and the CUDA and cuDNN libraries, or use "
                 "--backend ort-cpu"
             )
@@ -120,7 +143,56 @@ class OrtBackend:
             for name, output in zip(self._outputs, outputs, strict=True)
         }
 
+    def submit(self, inputs: Mapping[str, Float32Array]) -> Done:
+        """Compute at once; see `Backend.submit`."""
+        return Done(outputs=self.run(inputs))
+
     def describe(self) -> str:
         """Return where it runs, for people."""
         threads = f", {self._threads} thread{'s' * (self._threads > 1)}"
         return f"{self._name} (onnxruntime {onnxruntime.__version__}{threads})"
+
+
+_PROFILE_PX = (640, 480), (1920, 1088)
+"""Usual and largest image whose engines onnxruntime builds in advance."""
+
+
+def tensorrt_options(model: Model, *, folder: Path | None) -> dict[str, str]:
+    """Return the options of onnxruntime's TensorRT provider.
+
+    It builds engines by itself: when a session begins for the sizes named here, and
+    for any other size in the middle of a run. All are kept.
+
+    Parameters
+    ----------
+    model : Model
+        The model.
+    folder : Path or None
+        Where engines are kept; None = beside the manifest.
+    """
+    if folder is None:
+        folder = model.manifest_path.parent / FOLDER
+    spec, precision = model.manifest.input, model.manifest.precision
+    options = {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+        "trt_fp16_enable": "0" if precision == "fp32" else "1",
+        "trt_int8_enable": "1" if precision == "int8" else "0",
+    }
+    if spec.size is None:
+        usual, most = (
+            input_sizes(spec, width=width, height=height)
+            for width, height in _PROFILE_PX
+        )
+        sizes = InputSizes(least=usual.least, usual=usual.usual, most=most.most)
+        for part, size in (
+            ("min", sizes.least),
+            ("opt", sizes.usual),
+            ("max", sizes.most),
+        ):
+            options[f"trt_profile_{part}_shapes"] = (
+                f"{spec.name}:1x{spec.channels}x{size[0]}x{size[1]}"
+            )
+    return options

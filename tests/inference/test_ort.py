@@ -158,12 +158,6 @@ def test_auto_says_what_it_chose_and_why(tmp_path, caplog):
     assert "for tiny-features: this onnxruntime has" in line
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
-def test_tensorrt_is_one_clear_line(backend):
-    with pytest.raises(BackendUnavailableError, match="has no TensorRT backend yet; u"):
-        choose_backend(backend)
-
-
 def test_cuda_that_is_not_there_is_an_error_and_not_the_cpu(monkeypatch):
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"]
@@ -172,7 +166,7 @@ def test_cuda_that_is_not_there_is_an_error_and_not_the_cpu(monkeypatch):
         choose_backend("ort-cuda")
     choice = choose_backend("auto")
     assert choice.name == "ort-cpu"
-    assert choice.reason == "this onnxruntime has no CUDAExecutionProvider"
+    assert choice.reason.startswith("this onnxruntime has no CUDAExecutionProvider")
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edgeloc.cli.common import OneLineParser, run_command, silence_opencv
 from edgeloc_tools.cli import (
     codebook_command,
+    engine_command,
     map_command,
     quantize_command,
     site_commands,
@@ -43,6 +44,7 @@ def make_parser() -> OneLineParser:
         ("sfm", "poses from plain photos or a video", sfm_command),
         ("train", "a feature or retrieval network", train_command),
         ("quantize", "FP16 and INT8 variants of a network, gated", quantize_command),
+        ("engine", "TensorRT engines of a site's networks", engine_command),
         ("codebook", "what quantized descriptors stand for", codebook_command),
         ("synth", "a procedural recording with exact ground truth", synth_command),
     ):
