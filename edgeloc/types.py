@@ -324,6 +324,12 @@ class RetrievalResult:
     def __len__(self) -> int:
         return len(self.keyframe_ids)
 
+    def best(self, count: int) -> RetrievalResult:
+        """Return the first `count` of them, or all there are."""
+        return RetrievalResult(
+            keyframe_ids=self.keyframe_ids[:count], scores=self.scores[:count]
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Matches2D3D:

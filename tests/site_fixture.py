@@ -12,6 +12,7 @@ import pytest
 
 from edgeloc.clock import ManualClock
 from edgeloc.geometry.se3 import log_se3
+from edgeloc.runtime import estimator, frame_work, looking, method_structure
 from edgeloc.tiles.reader import Site, open_site
 from edgeloc.types import CameraModel, Frame, FrameBudget, PoseEstimate, Rigid3
 from edgeloc_tools.datasets.recording import RecordedImage, Recording
@@ -183,3 +184,22 @@ def pose_error(estimate: PoseEstimate, truth: Rigid3) -> PoseError:
         nees=float(xi @ np.linalg.solve(estimate.covariance, xi)),
         position_sigma_m=float(np.sqrt(np.trace(estimate.covariance[3:, 3:]))),
     )
+
+
+def replace_everywhere(monkeypatch, name, make):
+    """Put another function in the place of one that the estimator's modules call.
+
+    Parameters
+    ----------
+    monkeypatch : MonkeyPatch
+        Undoes it.
+    name : str
+        The function's name.
+    make : callable
+        From the real function to the other.
+    """
+    modules = [estimator, frame_work, looking, method_structure]
+    modules = [module for module in modules if hasattr(module, name)]
+    assert modules, f"no module of the estimator calls {name}"
+    for module in modules:
+        monkeypatch.setattr(module, name, make(getattr(module, name)))

@@ -25,14 +25,34 @@ Decode = Callable[[npt.NDArray[np.generic]], Float32Array]
 Compare = Callable[[npt.NDArray[np.generic], Float32Array], Float32Array]
 
 
-def global_decoder(
-    coding: str, codebook: Mapping[str, npt.NDArray[np.generic]] | None
-) -> Decode:
-    """Return what makes L2-normalised float32 rows of stored global descriptors.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalCoding:
+    """How stored global descriptors are read.
 
     Parameters
     ----------
-    coding : {"float16", "int8", "pq"}
+    decode : callable
+        From stored rows to L2-normalised float32 rows.
+    compare : callable or None
+        How similar stored rows are to a query, about, without decoding them.
+    """
+
+    decode: Decode
+    compare: Compare | None = None
+
+    def dim(self, codes: npt.NDArray[np.generic]) -> int:
+        """Return the elements of what `codes` stand for."""
+        return int(self.decode(codes[:1]).shape[1])
+
+
+def global_coding(
+    name: str, codebook: Mapping[str, npt.NDArray[np.generic]] | None
+) -> GlobalCoding:
+    """Return how global descriptors are read.
+
+    Parameters
+    ----------
+    name : {"float16", "int8", "pq"}
         How they are stored.
     codebook : mapping of str to ndarray or None
         Arrays of the `ProductQuantizer`, for "pq".
@@ -40,31 +60,16 @@ def global_decoder(
     Raises
     ------
     ValueError
-        When the coding is unknown, or its codebook is missing or wrong.
+        When the name is unknown, or the codebook is missing or wrong.
     """
-    quantizer = global_quantizer(coding, codebook)
-    if quantizer is not None:
-        return quantizer.decode
-    if coding not in GLOBAL_CODINGS:
-        raise ValueError(f"global coding {coding!r} is unknown")
-    return _normalised
-
-
-def global_quantizer(
-    coding: str, codebook: Mapping[str, npt.NDArray[np.generic]] | None
-) -> ProductQuantizer | None:
-    """Return what codes of global descriptors are of; None unless they are codes.
-
-    Raises
-    ------
-    ValueError
-        When its codebook is missing or wrong.
-    """
-    if coding != "pq":
-        return None
+    if name not in GLOBAL_CODINGS:
+        raise ValueError(f"global coding {name!r} is unknown")
+    if name != "pq":
+        return GlobalCoding(decode=_normalised)
     if codebook is None:
         raise ValueError("global descriptors lack their codebook")
-    return ProductQuantizer.from_arrays(codebook)
+    quantizer = ProductQuantizer.from_arrays(codebook)
+    return GlobalCoding(decode=quantizer.decode, compare=quantizer.similarity)
 
 
 def _normalised(rows: npt.NDArray[np.generic]) -> Float32Array:
@@ -182,20 +187,22 @@ class KeyframeIndex:
         Ids of the rows.
     codes : ndarray of shape (K, row)
         Global descriptors as stored.
-    decode : callable
-        See `global_decoder`.
+    coding : GlobalCoding
+        How they are read.
     lists : InvertedLists or None
         Groups of keyframes, for large sites.
-    compare : callable or None
-        How similar codes are to a query, about: says which ones are worth decoding.
     """
 
     keyframe_ids: IntArray
     codes: npt.NDArray[np.generic]
-    decode: Decode
+    coding: GlobalCoding
     lists: InvertedLists | None = None
-    compare: Compare | None = None
     _resident: Float32Array | None = field(default=None, init=False, repr=False)
+
+    @property
+    def dim(self) -> int:
+        """Elements of a global descriptor."""
+        return self.coding.dim(self.codes)
 
     def descriptors(self, keyframe_idx: IntArray) -> Float32Array:
         """Return global descriptors, (n, G) float32, L2-normalised.
@@ -206,9 +213,9 @@ class KeyframeIndex:
             Rows.
         """
         if len(self.codes) > MAX_RESIDENT:
-            return self.decode(self.codes[keyframe_idx])
+            return self.coding.decode(self.codes[keyframe_idx])
         if self._resident is None:
-            self._resident = self.decode(self.codes)
+            self._resident = self.coding.decode(self.codes)
         return np.asarray(self._resident[keyframe_idx])
 
     def search(self, query: Float32Array, *, k: int) -> RetrievalResult:
@@ -224,8 +231,9 @@ class KeyframeIndex:
         if len(self.codes) > MAX_RESIDENT and self.lists is not None:
             idx = self.lists.candidates(query, count=max(k, MIN_CANDIDATES))
             wanted = max(4 * k, MIN_DECODED)
-            if self.compare is not None and len(idx) > wanted:
-                about = self.compare(self.codes[idx], query)
+            compare = self.coding.compare
+            if compare is not None and len(idx) > wanted:
+                about = compare(self.codes[idx], query)
                 idx = idx[np.argpartition(-about, wanted)[:wanted]]
             scores = self.descriptors(idx) @ query
         else:

@@ -94,6 +94,10 @@ class Candidate:
         )
 
 
+LOST = Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=Cause.NONE)
+"""No pose, for no reason yet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FrameTrace:
     """Why a frame got its answer: for reports and `--debug`.

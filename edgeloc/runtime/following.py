@@ -151,6 +151,8 @@ class Following:
         From stored to decoded descriptors of landmarks.
     calibration : FixCalibration
         Of the site's covariances.
+    usual_distance : float
+        Of landmarks from the camera, for fixes that tell of none, m.
     options : FollowOptions
         How.
     """
@@ -162,12 +164,14 @@ class Following:
         family: FeatureFamily,
         decode_landmarks: DecodeLandmarks,
         calibration: FixCalibration,
+        usual_distance: float,
         options: FollowOptions,
     ) -> None:
         self._camera = camera
         self._family = family
         self._decode_landmarks = decode_landmarks
         self._calibration = calibration
+        self._usual_distance = usual_distance
         self._options = options
         self.reset()
 
@@ -326,6 +330,10 @@ class Following:
             self._restart_motion(timestamp_ns, candidate)
         assert candidate.cam_from_world is not None
         self._drift(timestamp_ns, candidate.cam_from_world)
+        if candidate.matches is None:
+            # Poses of keyframes alone leave nothing to follow.
+            self._tracks = None
+            return candidate
         self._tracks = seed_tracks(candidate, grey, self._options.track)
         self._tracks_pose = self._pose_of_tracks(candidate.cam_from_world)
         self._tracks_ns = timestamp_ns
@@ -581,8 +589,19 @@ class Following:
             timestamp_ns,
             candidate.cam_from_world,
             candidate.covariance,
-            landmark_distance=_landmark_distance(candidate),
+            landmark_distance=self._landmark_distance(candidate),
         )
+
+    def _landmark_distance(self, candidate: Candidate) -> float:
+        if candidate.matches is None:
+            state = self._motion.state
+            return self._usual_distance if state is None else state.landmark_distance
+        assert candidate.inlier_mask is not None
+        assert candidate.cam_from_world is not None
+        in_cam = candidate.cam_from_world.transform(
+            candidate.matches.points3D[candidate.inlier_mask]
+        )
+        return float(np.median(np.linalg.norm(in_cam, axis=1)))
 
     def _restart_motion(self, timestamp_ns: int, candidate: Candidate) -> None:
         self._motion.reset()
@@ -600,16 +619,6 @@ class Following:
             if 0.0 < dt < 1.0:
                 step = exp_se3(state.velocity * dt)
         self._odometer.advance(timestamp_ns, step, pose)
-
-
-def _landmark_distance(candidate: Candidate) -> float:
-    assert candidate.matches is not None
-    assert candidate.inlier_mask is not None
-    assert candidate.cam_from_world is not None
-    in_cam = candidate.cam_from_world.transform(
-        candidate.matches.points3D[candidate.inlier_mask]
-    )
-    return float(np.median(np.linalg.norm(in_cam, axis=1)))
 
 
 def _widened(candidate: Candidate, factor: float) -> Candidate:

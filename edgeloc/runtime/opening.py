@@ -11,7 +11,8 @@ from edgeloc.config import RunConfig
 from edgeloc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+    from edgeloc.runtime.estimator import Estimator
+    from edgeloc.runtime.estimator_options import EstimatorOptions
     from edgeloc.runtime.frame_source import FrameSource
     from edgeloc.runtime.record import Recorder
     from edgeloc.tiles.reader import Site
@@ -29,13 +30,17 @@ def estimator_options(config: RunConfig) -> EstimatorOptions:
         When this version cannot do what was asked for.
     """
     from edgeloc.inference.backend import BackendOptions
-    from edgeloc.runtime.estimator import EstimatorOptions
+    from edgeloc.runtime.estimator_options import EstimatorOptions
 
     return EstimatorOptions(
         method=config.method,
         cold=config.cold,
         max_keypoints=config.max_keypoints,
-        backend=BackendOptions(backend=config.backend, threads=config.threads),
+        backend=BackendOptions(
+            backend=config.backend,
+            threads=config.threads,
+            engines=None if config.engines is None else Path(config.engines),
+        ),
         seed=config.seed,
     )
 

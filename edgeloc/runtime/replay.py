@@ -19,7 +19,8 @@ from edgeloc import __version__
 from edgeloc.errors import ConfigError
 from edgeloc.geometry.se3 import log_se3
 from edgeloc.localize.candidate import FrameTrace
-from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+from edgeloc.runtime.estimator import Estimator
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.frame_source import UnreadableFrame
 from edgeloc.runtime.log_format import (
     Counters,

@@ -10,13 +10,13 @@ from edgeloc.features.family import FeatureFamily
 from edgeloc.features.keyframe_index import (
     InvertedLists,
     KeyframeIndex,
-    global_decoder,
-    global_quantizer,
+    global_coding,
 )
 from edgeloc.features.quantizer import ProductQuantizer
 from edgeloc.features.registry import open_family, open_retrieval
 from edgeloc.features.retrieve import Retrieval, VladModel
 from edgeloc.inference.backend import BackendOptions
+from edgeloc.inference.head import Head, open_head
 from edgeloc.localize.comparison import DecodeLandmarks
 from edgeloc.tiles.reader import Site
 
@@ -53,26 +53,20 @@ def open_site_family(
             f"model for them; without one there are only {', '.join(CLASSICAL)}: build "
             "the site again"
         )
-    made = (family.name, str(family.stored_dtype), family.stored_dim)
-    wanted = (spec.name, spec.stored_dtype, spec.stored_dim)
-    if spec.coding != "plain":
-        # The tiles hold codes; `open_landmark_decoder` looks at those.
-        made, wanted = (family.name, *wanted[1:]), wanted
+    made, wanted = family.name, spec.name
+    if spec.coding == "plain":  # else `open_landmark_decoder` looks at the codes
+        made += f" {family.stored_dtype}[{family.stored_dim}]"
+        wanted += f" {spec.stored_dtype}[{spec.stored_dim}]"
     if made != wanted:
         raise MapModelMismatchError(
-            f"{site.path}: holds {_text(wanted)} descriptors, its feature family makes "
-            f"{_text(made)}; build it again"
+            f"{site.path}: holds {wanted} descriptors, its feature family makes "
+            f"{made}; build it again"
         )
     return family
 
 
-def _text(form: tuple[str, str, int]) -> str:
-    name, dtype, dim = form
-    return f"{name} {dtype}[{dim}]"
-
-
 def open_site_retrieval(
-    site: Site, *, options: BackendOptions | None = None
+    site: Site, *, dim: int, options: BackendOptions | None = None
 ) -> Retrieval:
     """Return what a site's global descriptors were made with.
 
@@ -80,6 +74,8 @@ def open_site_retrieval(
     ----------
     site : Site
         Opened site.
+    dim : int
+        Elements of the site's global descriptors, see `KeyframeIndex.dim`.
     options : BackendOptions
         Where its network runs.
 
@@ -101,13 +97,48 @@ def open_site_retrieval(
             retrieval = VladModel.from_arrays(site.retrieval_arrays)
         except ValueError as exc:
             raise MapError(f"{site.path}: {exc}; build the site again") from exc
-    dim = open_keyframe_index(site).descriptors(np.zeros(1, np.int64)).shape[1]
     if retrieval.dim != dim:
         raise MapModelMismatchError(
             f"{site.path}: global descriptors have {dim} elements, the retrieval "
             f"model makes {retrieval.dim}; build the site again"
         )
     return retrieval
+
+
+def open_site_head(
+    site: Site, role: str, *, options: BackendOptions | None = None
+) -> Head:
+    """Return a head that a site carries.
+
+    Parameters
+    ----------
+    site : Site
+        Opened site.
+    role : {"scene_coords", "regress"}
+        Which.
+    options : BackendOptions
+        Where it runs.
+
+    Raises
+    ------
+    MapModelMismatchError
+        When it is for descriptors of another feature family.
+    MapError
+        When the site has none, or it was changed.
+    ModelError
+        When the network cannot be used.
+    """
+    if role not in site.manifest.models:
+        command = f"edgeloc-build train {role.replace('_', '-')} --site {site.path}"
+        raise MapError(f"{site.path}: has no {role} network; make one with {command}")
+    head = open_head(site.model_manifest(role), role=role, options=options)
+    if head.spec.family != site.manifest.family.name:
+        raise MapModelMismatchError(
+            f"{site.path}: its {role} network is for the features "
+            f"{head.spec.family!r}, the site has {site.manifest.family.name!r}; train "
+            "it again"
+        )
+    return head
 
 
 def open_keyframe_index(site: Site) -> KeyframeIndex:
@@ -129,25 +160,19 @@ def open_keyframe_index(site: Site) -> KeyframeIndex:
         site.codebook("global").arrays if "global" in manifest.codebooks else None
     )
     try:
-        quantizer = global_quantizer(manifest.global_coding, codebook)
-        decode = (
-            global_decoder(manifest.global_coding, None)
-            if quantizer is None
-            else quantizer.decode
-        )
+        coding = global_coding(manifest.global_coding, codebook)
         lists = InvertedLists.from_arrays(
             site.retrieval_arrays,
             num_keyframes=len(keyframes),
-            dim=decode(keyframes.global_codes[:1]).shape[1],
+            dim=coding.dim(keyframes.global_codes),
         )
     except ValueError as exc:
         raise MapError(f"{site.path}: {exc}; build the site again") from exc
     return KeyframeIndex(
         keyframe_ids=keyframes.keyframe_ids,
         codes=keyframes.global_codes,
-        decode=decode,
+        coding=coding,
         lists=lists,
-        compare=None if quantizer is None else quantizer.similarity,
     )
 
 

@@ -27,6 +27,10 @@ class StageTimer:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all that was timed."""
         self._seen_ns: dict[tuple[str, int], deque[float]] = {}
         self._provisional: set[tuple[str, int]] = set()
         self._running: list[str] = []

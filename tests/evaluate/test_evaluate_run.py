@@ -14,7 +14,7 @@ from edgeloc.clock import ManualClock
 from edgeloc.errors import DatasetError
 from edgeloc.geometry.se3 import exp_so3
 from edgeloc.localize.candidate import Candidate, FrameTrace
-from edgeloc.runtime.estimator import EstimatorOptions
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.picture import deciding_candidate, matches_for_drawing
 from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import (

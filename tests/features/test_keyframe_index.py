@@ -5,9 +5,10 @@ import pytest
 
 from edgeloc.features import keyframe_index
 from edgeloc.features.keyframe_index import (
+    GlobalCoding,
     InvertedLists,
     KeyframeIndex,
-    global_decoder,
+    global_coding,
 )
 
 
@@ -23,13 +24,13 @@ def make_index(rng, count, *, lists=None):
     return KeyframeIndex(
         keyframe_ids=np.arange(count)[::-1] * 3,
         codes=codes,
-        decode=global_decoder("int8", None),
+        coding=global_coding("int8", None),
         lists=lists,
     )
 
 
 def grouped(index, num_lists):
-    rows = index.decode(index.codes)
+    rows = index.coding.decode(index.codes)
     centroids = rows[:num_lists]
     nearest = np.argmax(rows @ centroids.T, axis=1)
     order = np.argsort(nearest, kind="stable")
@@ -44,7 +45,7 @@ def test_the_most_similar_come_first(rng):
     index = make_index(rng, 200)
     query = unit(rng.standard_normal((1, 16)))[0]
     found = index.search(query, k=5)
-    scores = index.decode(index.codes) @ query
+    scores = index.coding.decode(index.codes) @ query
     best = np.argsort(-scores)[:5]
     np.testing.assert_array_equal(found.keyframe_ids, index.keyframe_ids[best])
     np.testing.assert_allclose(found.scores, scores[best], atol=1e-6)
@@ -54,7 +55,7 @@ def test_equals_are_told_apart_by_their_ids():
     index = KeyframeIndex(
         keyframe_ids=np.array([7, 3, 5]),
         codes=np.ones((3, 4), np.float16),
-        decode=global_decoder("float16", None),
+        coding=global_coding("float16", None),
     )
     found = index.search(np.full(4, 0.5, np.float32), k=2)
     assert found.keyframe_ids.tolist() == [3, 5]
@@ -72,13 +73,13 @@ def test_lists_find_what_an_exhaustive_search_finds(rng, monkeypatch):
     quick = KeyframeIndex(
         keyframe_ids=exact.keyframe_ids,
         codes=exact.codes,
-        decode=exact.decode,
+        coding=exact.coding,
         lists=grouped(exact, 40),
     )
     shared = 0
     for row in range(0, 2000, 100):
         noise = 0.1 * rng.standard_normal((1, 16))
-        query = unit(exact.decode(exact.codes[row : row + 1]) + noise)[0]
+        query = unit(exact.coding.decode(exact.codes[row : row + 1]) + noise)[0]
         best = exact.search(query, k=5).keyframe_ids
         shared += len(np.intersect1d(best, quick.search(query, k=5).keyframe_ids))
     assert shared >= 0.9 * 5 * 20
@@ -123,9 +124,9 @@ def test_a_keyframe_that_does_not_exist_is_refused(rng):
 
 def test_codings_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="unknown"):
-        global_decoder("zip", None)
+        global_coding("zip", None)
     with pytest.raises(ValueError, match="codebook"):
-        global_decoder("pq", None)
+        global_coding("pq", None)
 
 
 def test_a_glance_at_codes_changes_no_answer(rng, monkeypatch):
@@ -137,16 +138,15 @@ def test_a_glance_at_codes_changes_no_answer(rng, monkeypatch):
 
     def decode(codes):
         decoded.append(len(codes))
-        return exact.decode(codes)
+        return exact.coding.decode(codes)
 
     lists = grouped(exact, 40)
     slow, quick = (
         KeyframeIndex(
             keyframe_ids=exact.keyframe_ids,
             codes=exact.codes,
-            decode=decode,
+            coding=GlobalCoding(decode=decode, compare=compare),
             lists=lists,
-            compare=compare,
         )
         for compare in (None, lambda codes, query: codes.astype(np.float32) @ query)
     )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeloc.features.keyframe_index import KeyframeIndex, global_decoder
+from edgeloc.features.keyframe_index import KeyframeIndex, global_coding
 from edgeloc.geometry.se3 import exp_so3, log_se3, rotation_angle_rad
 from edgeloc.localize.interpolate import (
     CoarseCalibration,
@@ -44,7 +44,7 @@ def index_of(keyframes):
     return KeyframeIndex(
         keyframe_ids=keyframes.keyframe_ids,
         codes=keyframes.global_codes,
-        decode=global_decoder("float16", None),
+        coding=global_coding("float16", None),
     )
 
 

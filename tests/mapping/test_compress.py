@@ -19,7 +19,8 @@ from site_fixture import (
 from edgeloc.errors import ConfigError, DatasetError
 from edgeloc.features.quantizer import ProductQuantizer
 from edgeloc.inference.manifest import shipped_folder
-from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+from edgeloc.runtime.estimator import Estimator
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.tiles.arrays import decode_codebook
 from edgeloc.tiles.layout import LandmarkTable
 from edgeloc.tiles.reader import open_site, verify_site

@@ -18,18 +18,20 @@ from site_fixture import (
     mapping_recording,
     pose_error,
     query_images,
+    replace_everywhere,
     small_recording,
     strange_images,
 )
 
 from edgeloc.clock import ManualClock
+from edgeloc.config import METHOD_CHOICES
 from edgeloc.errors import ConfigError, MapError, MapModelMismatchError
 from edgeloc.geometry.se3 import exp_so3
 from edgeloc.localize.interpolate import nearest_keyframes
 from edgeloc.localize.structure import StructureOptions
 from edgeloc.localize.track import TrackOptions
-from edgeloc.runtime import estimator as estimator_module
-from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+from edgeloc.runtime.estimator import Estimator
+from edgeloc.runtime.estimator_options import METHOD_STEPS, EstimatorOptions
 from edgeloc.runtime.following import FollowOptions
 from edgeloc.tiles.reader import open_site
 from edgeloc.types import Cause, PoseStatus, Rigid3, Rung
@@ -197,7 +199,7 @@ def impossible_structure():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "guess"}, "--method guess.*auto, structure, interpolate"),
+        ({"method": "guess"}, "--method guess is unknown.*auto, structure"),
         ({"num_retrieved": 0}, "num_retrieved 0 must be at least 1"),
         ({"max_keypoints": 0}, "max_keypoints 0 must be at least 1"),
     ],
@@ -205,6 +207,20 @@ def impossible_structure():
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         EstimatorOptions(**options)
+
+
+def test_the_command_line_offers_the_methods_that_there_are():
+    assert tuple(METHOD_STEPS) == METHOD_CHOICES
+
+
+def test_a_method_without_data_is_refused(orb_site):
+    message = "--method regress: .* no data for it, only for RELOCALIZE, INTERPOLATE"
+    with pytest.raises(ConfigError, match=message):
+        Estimator(
+            site=orb_site.site,
+            camera=CAMERA,
+            options=EstimatorOptions(method="regress"),
+        )
 
 
 # Honest
@@ -335,14 +351,15 @@ class SlowStages:
             self._slow_down(monkeypatch, name, stage)
 
     def _slow_down(self, monkeypatch, name, stage):
-        real = getattr(estimator_module, name)
+        def slowed(real):
+            def slow(*args, **kwargs):
+                self.started.append(stage)
+                self.clock.advance_ns(self.cost_ms[stage] * MS)
+                return real(*args, **kwargs)
 
-        def slow(*args, **kwargs):
-            self.started.append(stage)
-            self.clock.advance_ns(self.cost_ms[stage] * MS)
-            return real(*args, **kwargs)
+            return slow
 
-        monkeypatch.setattr(estimator_module, name, slow)
+        replace_everywhere(monkeypatch, name, slowed)
 
     def step(self, estimator, budget_ms):
         self.started.clear()

@@ -20,7 +20,8 @@ from model_factory import (
 
 from edgeloc.errors import MapError, MapModelMismatchError, ModelError
 from edgeloc.inference.backend import BackendOptions
-from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+from edgeloc.runtime.estimator import Estimator
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.site_models import open_site_family, open_site_retrieval
 from edgeloc.tiles.reader import open_site, verify_site
 from edgeloc.types import Cause, PoseStatus, Rung
@@ -138,13 +139,9 @@ def test_a_site_of_another_model_is_refused(built):
     with pytest.raises(MapModelMismatchError, match="was built with the features 'tin"):
         open_site_family(bare)
     with pytest.raises(MapError, match="the retrieval model lacks centroids, mean"):
-        open_site_retrieval(bare)
-    keyframes = replace(
-        built.site.keyframes,
-        global_codes=built.site.keyframes.global_codes[:, :-1],
-    )
+        open_site_retrieval(bare, dim=192)
     with pytest.raises(MapModelMismatchError, match="global descriptors have 191 elem"):
-        open_site_retrieval(replace(built.site, keyframes=keyframes), options=CPU)
+        open_site_retrieval(built.site, dim=191, options=CPU)
 
 
 def test_an_orb_site_with_other_bytes_is_refused(orb_site):
@@ -157,17 +154,18 @@ class Broken:
     """A backend that fails from the second image on."""
 
     input_names = ("image",)
+    asynchronous = False
 
     def __init__(self, backend):
         self.backend = backend
         self.output_names = backend.output_names
         self.calls = 0
 
-    def run(self, inputs):
+    def submit(self, inputs):
         self.calls += 1
         if 2 <= self.calls <= 3:
             raise ModelError("features.onnx: fails on image (1, 1, 240, 320): gone")
-        return self.backend.run(inputs)
+        return self.backend.submit(inputs)
 
     def describe(self):
         return "broken"
@@ -176,7 +174,7 @@ class Broken:
 def test_a_network_that_fails_costs_the_frame_and_nothing_else(path, caplog):
     """Expectation: LOST with cause BACKEND_ERROR, one warning, and on with the next."""
     localizer = estimator(path, cold=True)
-    network = localizer._family.network
+    network = localizer._parts.family.network
     network._backend = Broken(network._backend)
     image = room.query_images()[0].source.read()
     estimates = [

@@ -15,7 +15,8 @@ from edgeloc.cli.run import demo_paths
 from edgeloc.clock import ManualClock
 from edgeloc.errors import ConfigError
 from edgeloc.geometry.se3 import exp_se3
-from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+from edgeloc.runtime.estimator import Estimator
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.frame_source import UnreadableFrame
 from edgeloc.runtime.log_format import record_bytes
 from edgeloc.runtime.log_reader import LogReader

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
-from site_fixture import frame_of
+from site_fixture import frame_of, replace_everywhere
 from tracking_walk import (
     NUM_FRAMES,
     STEP_NS,
@@ -20,7 +21,6 @@ from tracking_walk import (
 
 from edgeloc.errors import ModelError
 from edgeloc.geometry.se3 import log_se3
-from edgeloc.runtime import estimator as estimator_module
 from edgeloc.tiles.reader import open_site
 from edgeloc.types import Cause, PoseStatus, Rung
 
@@ -229,14 +229,18 @@ def test_tiles_corrupt(copied):
 
 def slow_down(monkeypatch, walker, costs_ms):
     """Let functions of the estimator take time on the walker's clock."""
+
+    def slowed(real, cost_ns):
+        def slow(*args, **kwargs):
+            walker.clock.advance_ns(cost_ns)
+            return real(*args, **kwargs)
+
+        return slow
+
     for name, cost_ms in costs_ms.items():
-        real = getattr(estimator_module, name)
-
-        def slow(*args, _real=real, _cost_ms=cost_ms, **kwargs):
-            walker.clock.advance_ns(round(_cost_ms * MS))
-            return _real(*args, **kwargs)
-
-        monkeypatch.setattr(estimator_module, name, slow)
+        replace_everywhere(
+            monkeypatch, name, partial(slowed, cost_ns=round(cost_ms * MS))
+        )
 
 
 COSTS_MS = {"extract_prepared": 27, "relocalize": 60, "assemble_local_map": 1}
@@ -312,7 +316,7 @@ def test_a_backend_that_raises(orb_site, monkeypatch):
     def broken(*args, **kwargs):
         raise ModelError("net.onnx: the session failed")
 
-    monkeypatch.setattr(estimator_module, "extract_prepared", broken)
+    replace_everywhere(monkeypatch, "extract_prepared", lambda real: broken)
     tracked = walker.walk(2, 3)[0]
     assert tracked.rung is Rung.TRACK
     black = np.zeros_like(walk_images()[0][0])

@@ -16,7 +16,8 @@ from site_fixture import (
 )
 
 from edgeloc.clock import ManualClock
-from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+from edgeloc.runtime.estimator import Estimator
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.types import Frame, FrameBudget, PoseEstimate, PoseStatus, Rigid3
 
 RATE_HZ = 20.0

@@ -16,7 +16,7 @@ from edgeloc.config import BACKEND_CHOICES
 from edgeloc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgeloc.runtime.estimator import EstimatorOptions
+    from edgeloc.runtime.estimator_options import EstimatorOptions
 
 PROG = "edgeloc-eval"
 
@@ -141,7 +141,7 @@ def estimator_options(args: argparse.Namespace) -> EstimatorOptions:
     """Return the options of the estimator that a command line asks for."""
     from edgeloc.inference.backend import BackendOptions
     from edgeloc.localize.interpolate import InterpolateOptions
-    from edgeloc.runtime.estimator import EstimatorOptions
+    from edgeloc.runtime.estimator_options import EstimatorOptions
 
     default = InterpolateOptions()
     return EstimatorOptions(

@@ -18,7 +18,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from edgeloc.errors import ConfigError, EdgelocError
-from edgeloc.runtime.estimator import EstimatorOptions
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.tiles.reader import open_site
 from edgeloc_tools.evaluate import text
 from edgeloc_tools.evaluate.plots import render

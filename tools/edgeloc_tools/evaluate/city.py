@@ -31,7 +31,7 @@ from edgeloc.localize.candidate import Candidate, Query
 from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.localize.interpolate import nearest_keyframes, widen_unconfirmed
 from edgeloc.localize.structure import FixCalibration, StructureOptions, relocalize
-from edgeloc.runtime.estimator import EstimatorOptions
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.site_models import open_keyframe_index
 from edgeloc.runtime.tile_cache import TileCache
 from edgeloc.tiles.arrays import decode_codebook

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from edgeloc.features.keyframe_index import global_decoder
+from edgeloc.features.keyframe_index import global_coding
 from edgeloc.features.quantizer import ProductQuantizer
 from edgeloc.localize.interpolate import CoarseCalibration
 from edgeloc.localize.structure import FixCalibration
@@ -205,7 +205,8 @@ class City:
     def _lists(
         self, codes: npt.NDArray[np.generic]
     ) -> dict[str, npt.NDArray[np.generic]]:
-        return make_lists(codes, global_decoder("pq", self.global_codebook.arrays))
+        coding = global_coding("pq", self.global_codebook.arrays)
+        return make_lists(codes, coding.decode)
 
     def _global_codes(self, rng: np.random.Generator, count: int) -> ByteArray:
         """Return global descriptors that change slowly along a street."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeloc.cli.common import EXIT_OK, run_command, silence_opencv
 from edgeloc.cli.run import demo_paths
 from edgeloc.errors import DatasetError
-from edgeloc.runtime.estimator import EstimatorOptions
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.tiles.reader import Site, open_site
 from edgeloc_tools.datasets.recording import Recording
 from edgeloc_tools.datasets.registry import open_recording

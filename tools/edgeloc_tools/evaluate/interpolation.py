@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeloc.cli.common import EXIT_OK, run_command, silence_opencv
 from edgeloc.localize.interpolate import WEIGHTINGS, InterpolateOptions
-from edgeloc.runtime.estimator import EstimatorOptions
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.tiles.reader import Site
 from edgeloc_tools.datasets.recording import Recording
 from edgeloc_tools.evaluate.metrics import pose_error

@@ -15,7 +15,8 @@ from edgeloc.errors import DatasetError
 from edgeloc.features.family import FeatureFamily
 from edgeloc.geometry.se3 import quat_from_rotation
 from edgeloc.localize.candidate import FrameTrace
-from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+from edgeloc.runtime.estimator import Estimator
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.tiles.layout import KeyframeTable
 from edgeloc.tiles.reader import Site
 from edgeloc.types import (

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeloc.errors import ConfigError, EdgelocError
-from edgeloc.runtime.estimator import EstimatorOptions
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.tiles.reader import Site, open_site
 from edgeloc.types import PoseStatus
 from edgeloc_tools.datasets import open_recording, select_frames

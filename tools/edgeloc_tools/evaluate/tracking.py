@@ -22,7 +22,8 @@ import numpy as np
 from edgeloc.clock import Clock, MonotonicClock
 from edgeloc.errors import ConfigError, EdgelocError
 from edgeloc.geometry.se3 import log_se3
-from edgeloc.runtime.estimator import Estimator, EstimatorOptions
+from edgeloc.runtime.estimator import Estimator
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.tracker import predict_pose, prediction_is_usable
 from edgeloc.tiles.reader import Site, open_site
 from edgeloc.types import (

@@ -10,7 +10,7 @@ import numpy as np
 from edgeloc.errors import ModelError
 from edgeloc.features.learned import LearnedFamily
 from edgeloc.inference.network import Network
-from edgeloc.runtime.estimator import EstimatorOptions
+from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.tiles.reader import Site, open_site
 from edgeloc_tools.datasets.recording import Recording
 from edgeloc_tools.evaluate import metrics

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeloc.errors import ModelError, TileFormatError
-from edgeloc.features.keyframe_index import Decode, global_decoder
+from edgeloc.features.keyframe_index import Decode, global_coding
 from edgeloc.features.quantizer import NUM_WORDS, ProductQuantizer
 from edgeloc.inference.manifest import shipped_folder
 from edgeloc.tiles.arrays import decode_codebook, encode_codebook
@@ -175,9 +175,8 @@ class GlobalCoder:
     def decode(self) -> Decode:
         """What makes vectors of codes."""
         codebook = self.coder.codebook
-        return global_decoder(
-            self.coding, None if codebook is None else codebook.arrays
-        )
+        arrays = None if codebook is None else codebook.arrays
+        return global_coding(self.coding, arrays).decode
 
     def encode(self, vectors: Float32Array) -> npt.NDArray[np.generic]:
         """Return global descriptors as a site stores them."""

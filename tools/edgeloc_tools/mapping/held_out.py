@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgeloc.features.keyframe_index import Decode, KeyframeIndex
+from edgeloc.features.keyframe_index import Decode, GlobalCoding, KeyframeIndex
 from edgeloc.geometry.se3 import log_se3, rotation_angle_rad
 from edgeloc.localize.candidate import Candidate, Query
 from edgeloc.localize.comparison import LandmarkComparison
@@ -179,10 +179,10 @@ def localize_held_out(
         landmark_map = remake(number)
         has = np.array([len(ids) > 0 for ids in landmark_map.visible])
         kept = ~left_out & (has if np.any(has & ~left_out) else True)
-        _, index = _keyframes(images, global_codes, kept, describing)
+        _, index = keyframes_of(images, global_codes, kept, describing)
         seen: list[tuple[int, Candidate]] = []
         for idx in asked.tolist():
-            query = _query(images[idx], query_vectors[idx])
+            query = query_of(images[idx], query_vectors[idx])
             retrieved = index.search(query.global_descriptor, k=num_retrieved)
             fix = relocalize(
                 query,
@@ -196,7 +196,7 @@ def localize_held_out(
                 calibration=FixCalibration(),
                 options=describing.structure,
             )
-            frames.append(_frame(images[idx], idx, number, fix))
+            frames.append(held_out_frame(images[idx], idx, number, fix))
             if frames[-1].localized:
                 seen.append((idx, fix))
             progress("held-out frames", len(frames), total)
@@ -257,7 +257,7 @@ def interpolate_held_out(
         kept[fold] = False
         if not kept.any():
             continue
-        keyframes, index = _keyframes(images, global_codes, kept, describing)
+        keyframes, index = keyframes_of(images, global_codes, kept, describing)
         for idx in fold.tolist():
             retrieved = index.search(query_vectors[idx], k=num_retrieved)
             mean = interpolate_pose(
@@ -280,7 +280,7 @@ def interpolate_held_out(
     return samples
 
 
-def _keyframes(
+def keyframes_of(
     images: Sequence[MappingImage],
     global_codes: npt.NDArray[np.generic],
     kept: BoolArray,
@@ -299,14 +299,27 @@ def _keyframes(
         global_codes=global_codes[ids],
     )
     index = KeyframeIndex(
-        keyframe_ids=ids, codes=global_codes[ids], decode=describing.decode_global
+        keyframe_ids=ids,
+        codes=global_codes[ids],
+        coding=GlobalCoding(decode=describing.decode_global),
     )
     return table, index
 
 
-def _frame(
+def held_out_frame(
     image: MappingImage, image_idx: int, fold: int, fix: Candidate
 ) -> HeldOutFrame:
+    """Return how an answer compares with the image's own pose.
+
+    Parameters
+    ----------
+    image : MappingImage
+        The image that was asked for.
+    image_idx, fold : int
+        As in `HeldOutFrame`.
+    fix : Candidate
+        The answer.
+    """
     errors = _errors(fix, image)
     if (
         fix.status is not PoseStatus.LOCALIZED
@@ -371,7 +384,8 @@ def _trials(
     )
 
 
-def _query(image: MappingImage, global_descriptor: Float32Array) -> Query:
+def query_of(image: MappingImage, global_descriptor: Float32Array) -> Query:
+    """Return a mapping image as a query."""
     return Query(
         camera=image.camera,
         features=Features(
