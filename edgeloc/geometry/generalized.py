@@ -25,6 +25,9 @@ from edgeloc.types import BoolArray, FloatArray, IntArray, Rigid3
 
 _CHI2_1DOF_MEDIAN = 0.4549
 _NUM_STEPS = 20
+_MIN_PARALLAX_SIGMAS = 4.0
+"""Below it, a match may well be one of a point at infinity, whose rays meet for every
+translation; the derivatives are then those of its noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -150,6 +153,26 @@ def ray_depths(
     return in_query / length2, in_view / length2
 
 
+def has_parallax(matches: RayMatches, query_from_world: Rigid3) -> BoolArray:
+    """Return which matches show that their two cameras are not at one place, (M,).
+
+    Parameters
+    ----------
+    matches : RayMatches
+        Matches.
+    query_from_world : Rigid3
+        Pose of the query; only its rotation counts.
+    """
+    return _has_parallax(matches, _look(matches, query_from_world))
+
+
+def _has_parallax(matches: RayMatches, at: _At) -> BoolArray:
+    depth = np.maximum(at.rays[:, 2:], 1e-3)
+    moved = at.rays[:, :2] / depth - matches.query_rays[:, :2]
+    noise = np.hypot(matches.query_sigmas, matches.view_sigmas)
+    return np.asarray(np.linalg.norm(moved, axis=1) > _MIN_PARALLAX_SIGMAS * noise)
+
+
 def robust_cost(
     matches: RayMatches, query_from_world: Rigid3, *, loss_scale: float
 ) -> float:
@@ -188,8 +211,9 @@ def refine_on_rays(
     -------
     query_from_world : Rigid3
     covariance : ndarray of shape (6, 6), float64
-        Of the left perturbation, see `edgeloc.types`. What the matches do not determine
-        has a huge variance: the scale, where all rays between the cameras are parallel.
+        Of the left perturbation, see `edgeloc.types`; from matches with parallax alone.
+        What they do not determine has a huge variance: the scale, where all cameras are
+        on one line.
     """
     width = 4.0 * loss_scale**2
     at = _look(matches, query_from_world)
@@ -222,17 +246,23 @@ def refine_on_rays(
         median = float(np.median(at.residuals**2))
         width_now = max(width, min(0.25 * width_now, 4.0 * median))
     jac, weights = _jacobian(matches, at), robust_weights(at.residuals**2, width)
+    weights = weights * _has_parallax(matches, at)
     information = (jac * weights[:, None]).T @ jac
     return at.pose, invert_information(information)
 
 
 def _jacobian(matches: RayMatches, at: _At) -> FloatArray:
-    """Return d residual / d xi, (M, 6), the lengths of the lines held.
+    """Return d residual / d xi, (M, 6), the directions of the lines held.
 
-    Of q . (t x p), where both t and p turn with the query, and t moves.
+    Of q . (t x p), where both t and p turn with the query, and t moves. The length of t
+    cancels out of a residual, so that moving along t changes nothing: without saying
+    so, noise would seem to tell the scale.
     """
     q, p, t = matches.query_rays, at.rays, at.baselines
     by_rotation = cross_rows(cross_rows(t, p), q)
     by_translation = cross_rows(p, q)
+    length2 = np.maximum(np.einsum("ni,ni->n", t, t), 1e-300)
+    along = np.einsum("ni,ni->n", by_translation, t) / length2
+    by_translation -= along[:, None] * t
     jac = np.concatenate([by_rotation, by_translation], axis=1)
     return np.asarray(jac * at.scale[:, None])

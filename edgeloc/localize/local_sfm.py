@@ -7,7 +7,7 @@ Localization?", CVPR 2017, section 3.2).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from edgeloc.geometry.triangulate import (
     View,
     triangulate_tracks,
 )
-from edgeloc.localize.candidate import Candidate, Query
+from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.keyframe_matches import KeyframeMatches, KeyframeViews
 from edgeloc.localize.structure import (
     FixCalibration,
@@ -29,7 +29,6 @@ from edgeloc.localize.structure import (
     is_sound,
 )
 from edgeloc.types import (
-    BoolArray,
     Cause,
     Float32Array,
     Matches2D3D,
@@ -92,7 +91,8 @@ def triangulate_matches(
     Returns
     -------
     matches : Matches2D3D
-        Best first; their ids are those of the query features.
+        Best first. The id of the point of query feature i is -1 - i: no landmark of a
+        site has a negative one.
     sigmas : ndarray of shape (M,), float32
     """
     count = np.bincount(matches.query_idx, minlength=len(query.features))
@@ -141,7 +141,7 @@ def triangulate_matches(
         Matches2D3D(
             points2D=query.features.keypoints[query_idx].astype(np.float64),
             points3D=found.points3D[valid],
-            point3D_ids=query_idx,
+            point3D_ids=-1 - query_idx,
             scores=support[valid].astype(np.float32),
         ),
         found.sigmas[valid].astype(np.float32),
@@ -178,13 +178,13 @@ def localize_by_local_sfm(
     """
     needed = options.integrity.min_inliers
     if len(query.features) < needed:
-        return _lost(Cause.FEW_FEATURES)
+        return replace(LOST, cause=Cause.FEW_FEATURES)
     points, point_sigmas = triangulate_matches(
         query, views, matches, options.triangulation
     )
     if len(points) < needed:
-        return _lost(Cause.FEW_MATCHES, points)
-    pixel_sigmas = query.features.sigmas[points.point3D_ids]
+        return replace(LOST, cause=Cause.FEW_MATCHES, matches=points)
+    pixel_sigmas = query.features.sigmas[-1 - points.point3D_ids]
     result = estimate_pose(
         points,
         query.camera,
@@ -194,7 +194,7 @@ def localize_by_local_sfm(
     )
     if result is None or not is_sound(result, points, query.camera, options.integrity):
         mask = None if result is None else result.inlier_mask
-        return _lost(Cause.FEW_INLIERS, points, mask)
+        return replace(LOST, cause=Cause.FEW_INLIERS, matches=points, inlier_mask=mask)
     return Candidate(
         status=PoseStatus.LOCALIZED,
         rung=Rung.LOCAL_SFM,
@@ -212,16 +212,4 @@ def localize_by_local_sfm(
         reproj_rmse_px=result.reproj_rmse_px,
         point_sigmas=point_sigmas,
         pixel_sigmas=pixel_sigmas,
-    )
-
-
-def _lost(
-    cause: Cause, matches: Matches2D3D | None = None, mask: BoolArray | None = None
-) -> Candidate:
-    return Candidate(
-        status=PoseStatus.LOST,
-        rung=Rung.LOST,
-        cause=cause,
-        matches=matches,
-        inlier_mask=mask,
     )

@@ -17,7 +17,7 @@ References
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from edgeloc.geometry.camera import normalized_from_pixels
 from edgeloc.geometry.epipolar import estimate_essential
 from edgeloc.geometry.generalized import (
     RayMatches,
+    has_parallax,
     noise_ratio,
     ray_depths,
     ray_residuals,
@@ -34,7 +35,7 @@ from edgeloc.geometry.generalized import (
     robust_cost,
 )
 from edgeloc.geometry.se3 import mean_rotation, rotation_angle_rad
-from edgeloc.localize.candidate import Candidate, Query
+from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.interpolate import CoarseCalibration
 from edgeloc.localize.keyframe_matches import KeyframeMatches, KeyframeViews
 from edgeloc.localize.structure import FixCalibration, count_witnesses
@@ -320,16 +321,16 @@ def localize_by_relative(
         the cause, where no two views agree.
     """
     if len(query.features) < options.min_inliers:
-        return _lost(Cause.FEW_FEATURES)
+        return replace(LOST, cause=Cause.FEW_FEATURES)
     rays, query_idx = _ray_matches(query, views, matches)
     if len(rays) < options.min_inliers:
-        return _lost(Cause.FEW_MATCHES)
+        return replace(LOST, cause=Cause.FEW_MATCHES)
     focal_px = float(np.mean(query.camera.focal_px))
     said = relative_poses(
         rays, max_error=options.max_error_px / focal_px, options=options
     )
     if not said:
-        return _lost(Cause.FEW_INLIERS)
+        return replace(LOST, cause=Cause.FEW_INLIERS)
     starts = meeting_poses(said, rays.centers, options=options)
     if starts:
         solved = _solve(rays, starts, options)
@@ -361,7 +362,8 @@ def _is_sound(
     """Return whether the evidence carries a LOCALIZED answer."""
     if witnesses < options.min_inliers:
         return False
-    per_view = np.bincount(rays.view_idx[solved.inliers], minlength=len(rays.R))
+    telling = solved.inliers & has_parallax(rays, solved.pose)
+    per_view = np.bincount(rays.view_idx[telling], minlength=len(rays.R))
     used = per_view >= options.min_matches
     if np.count_nonzero(used) < 2:
         return False
@@ -384,7 +386,7 @@ def _beside_a_keyframe(
     weights = np.array([pose.num_inliers for pose in said], np.float64)
     best = int(np.argmax(agree @ weights))
     if weights[best] < options.min_inliers and np.count_nonzero(agree[best]) < 2:
-        return _lost(Cause.FEW_INLIERS)
+        return replace(LOST, cause=Cause.FEW_INLIERS)
     kept = np.flatnonzero(agree[best])
     share = weights[kept] / weights[kept].sum()
     R = mean_rotation(np.stack([said[i].R for i in kept.tolist()]), share)
@@ -401,7 +403,3 @@ def _beside_a_keyframe(
         cam_from_world=Rigid3(R=R, t=-R @ center),
         covariance=covariance,
     )
-
-
-def _lost(cause: Cause) -> Candidate:
-    return Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=cause)

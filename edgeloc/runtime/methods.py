@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from edgeloc.localize.candidate import Candidate
+from edgeloc.runtime.feature_matcher import FeatureMatcher
 from edgeloc.runtime.frame_work import FrameWork
 from edgeloc.runtime.ladder import Need, site_data
 from edgeloc.runtime.method_interpolate import InterpolateMethod
 from edgeloc.runtime.method_regress import RegressMethod
 from edgeloc.runtime.method_scene_coords import SceneCoordsMethod
+from edgeloc.runtime.method_local_sfm import LocalSfmMethod
+from edgeloc.runtime.method_relative import RelativeMethod
 from edgeloc.runtime.method_structure import StructureMethod
 from edgeloc.runtime.site_parts import SiteParts
 
@@ -55,6 +58,10 @@ def open_methods(parts: SiteParts) -> Mapping[str, Method]:
         methods["interpolate"] = InterpolateMethod(parts)
     if Need.TILES in data:
         methods["relocalize"] = StructureMethod(parts)
+    if Need.KEYFRAME_FEATURES in data:
+        matcher = FeatureMatcher(parts)
+        methods["local_sfm"] = LocalSfmMethod(matcher)
+        methods["relative"] = RelativeMethod(matcher)
     if Need.SCENE_MODEL in data:
         methods["scene_coords"] = SceneCoordsMethod(parts)
     if Need.POSE_MODEL in data:

@@ -6,9 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeloc.cli.common import EXIT_OK
 from edgeloc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgeloc_tools.datasets.recording import Recording
 
 EXAMPLES = """\
   edgeloc-build map --format 7scenes --input redkitchen --split train --stride 5 -o s/
@@ -21,7 +25,9 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the subcommand."""
+    from edgeloc_tools.cli.mask_options import add_mask_arguments
     from edgeloc_tools.cli.recording_options import add_recording_arguments
+    from edgeloc_tools.mapping.options import FEATURES_PER_KEYFRAME, STORES
 
     add_recording_arguments(parser)
     parser.add_argument(
@@ -31,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT:DIR[#SPLIT]",
         help="another recording of the place in the same world frame, as by night; "
         "may be repeated",
+    )
+    add_mask_arguments(parser)
+    parser.add_argument(
+        "--geo-reference",
+        metavar="HOW",
+        help="make the world east, north, up on Earth, which priors need: gnss (fit to "
+        "the fixes of the recording) or LAT,LON,ALT[,HEADING] of the world's origin "
+        "(degrees, m above the ellipsoid) and y axis (clockwise from north)",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="SITE", help="site folder"
@@ -76,6 +90,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="triangulate only, ignore measured depth",
     )
     parser.add_argument(
+        "--store",
+        default="landmarks",
+        choices=STORES,
+        help="what is kept of the images: landmarks (3D points: relocalize and track), "
+        "features (of keyframes, without any 3D point: local-sfm and relative) or "
+        "both; default landmarks",
+    )
+    parser.add_argument(
+        "--features-per-keyframe",
+        type=int,
+        default=FEATURES_PER_KEYFRAME,
+        metavar="N",
+        help="with --store features or both (default %(default)s)",
+    )
+    parser.add_argument(
         "--budget-mb",
         type=float,
         metavar="MB",
@@ -113,9 +142,29 @@ def _budget_bytes(budget_mb: float | None) -> int | None:
     return int(budget_mb * 1e6)
 
 
+def _georeferenced(recording: Recording, how: str, *, seed: int) -> Recording:
+    import numpy as np
+
+    from edgeloc_tools.mapping.georeference import georeferenced, parse_geo_reference
+
+    placed, facts = georeferenced(
+        recording, parse_geo_reference(how), rng=np.random.default_rng(seed)
+    )
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if "gnss_rmse_m" in facts:
+        print(
+            f"geo-reference: {facts['num_gnss_fixes_used']} of "
+            f"{facts['num_gnss_fixes']} fixes agree, {facts['gnss_rmse_m']:.2f} m rms",
+            file=sys.stderr,
+        )
+    return placed
+
+
 def run(args: argparse.Namespace) -> int:
     """Build the site; its facts go to stdout as JSON."""
     from edgeloc.inference.backend import BackendOptions
+    from edgeloc_tools.cli.mask_options import masked_from_arguments
     from edgeloc_tools.cli.recording_options import open_from_arguments
     from edgeloc_tools.datasets.join import join_recordings
     from edgeloc_tools.datasets.registry import open_named
@@ -130,13 +179,16 @@ def run(args: argparse.Namespace) -> int:
         and any(output.iterdir() if output.is_dir() else [output])
     ):
         raise ConfigError(f"{output}: exists and is not a site; choose another folder")
+    recording = join_recordings(
+        [
+            open_from_arguments(args),
+            *(open_named(text, option="--also") for text in args.also),
+        ]
+    )
+    if args.geo_reference is not None:
+        recording = _georeferenced(recording, args.geo_reference, seed=args.seed)
     result = build_site(
-        join_recordings(
-            [
-                open_from_arguments(args),
-                *(open_named(text, option="--also") for text in args.also),
-            ]
-        ),
+        masked_from_arguments(args, recording),
         out=output,
         options=BuildOptions(
             features=args.features,
@@ -145,6 +197,8 @@ def run(args: argparse.Namespace) -> int:
             max_keypoints=args.max_keypoints,
             max_side_px=args.max_side_px,
             use_depth=not args.no_depth,
+            store=args.store,
+            features_per_keyframe=args.features_per_keyframe,
             budget_bytes=_budget_bytes(args.budget_mb),
             code_bytes=args.code_bytes,
             curve=args.report is not None,

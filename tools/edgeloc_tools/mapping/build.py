@@ -12,10 +12,11 @@ import numpy as np
 
 from edgeloc import __version__
 from edgeloc.errors import ConfigError, MapError
-from edgeloc.localize.interpolate import keyframe_spacing
+from edgeloc.localize.interpolate import CoarseCalibration, keyframe_spacing
 from edgeloc.localize.structure import structure_for
 from edgeloc.tiles.layout import (
     Codebook,
+    KeyframeFeatures,
     KeyframeTable,
     PoseArrays,
     SiteContents,
@@ -40,6 +41,11 @@ from edgeloc_tools.mapping.held_out import (
     HeldOutRun,
     interpolate_held_out,
     localize_held_out,
+)
+from edgeloc_tools.mapping.keyframe_features import (
+    FeatureHeldOut,
+    keyframe_features,
+    localize_held_out_by_features,
 )
 from edgeloc_tools.mapping.landmarks import (
     LandmarkMap,
@@ -93,6 +99,14 @@ class BuildResult:
     curve: Sequence[CurvePoint]
     counted_bytes: int
     tried: HeldOutRun
+
+
+_RUNGS = {
+    "landmarks": ("RELOCALIZE",),
+    "features": ("LOCAL_SFM", "RELATIVE"),
+    "both": ("RELOCALIZE", "LOCAL_SFM", "RELATIVE"),
+}
+"""What a site answers with, by `BuildOptions.store`; INTERPOLATE always."""
 
 
 def build_site(
@@ -169,7 +183,9 @@ def build_from_survey(
     """
     draft = _Draft(survey, options, progress)
     whole = draft.whole(None)
-    everything = tried or draft.localize_held_out(draft.whole_without)
+    everything = tried or HeldOutRun(frames=(), trials=())
+    if options.keeps_landmarks and tried is None:
+        everything = draft.localize_held_out(draft.whole_without)
     fitted = _Fitted(part=whole, estimate=None)
     run = everything
     ranked: RankedMap | None = None
@@ -193,6 +209,9 @@ def build_from_survey(
         if fitted.estimate is not None and tried is None:
             run = run_within(fitted.estimate)
     held_out = draft.calibrated(run, fitted.part)
+    by_features: FeatureHeldOut | None = None
+    if options.keeps_features:
+        by_features = draft.localize_by_features(held_out.coarse)
     curve: list[CurvePoint] = []
     if options.curve and ranked is not None:
         curve = measure_curve(
@@ -200,12 +219,16 @@ def build_from_survey(
         )
     facts = {
         **draft.facts(),
-        **fitted.part.facts(),
-        **held_out.facts(),
+        **(
+            {**fitted.part.facts(), **held_out.facts()}
+            if options.keeps_landmarks
+            else {}
+        ),
+        **({} if by_features is None else by_features.facts()),
     }
     manifest = write_site(
         out,
-        draft.contents(fitted.part, held_out, facts),
+        draft.contents(fitted.part, held_out, facts, by_features=by_features),
         max_tile_bytes=options.max_tile_bytes,
     )
     return BuildResult(
@@ -243,13 +266,13 @@ class _Draft:
         progress("landmarks", 0, 1)
         self._landmark_map = self._landmarks(None)
         progress("landmarks", 1, 1)
+        num_rows = len(self._landmark_map.landmarks)
+        if options.keeps_features:
+            num_rows += options.features_per_keyframe * len(survey.images)
         self._coder: Coder = landmark_coder(
-            survey,
-            num_rows=len(self._landmark_map.landmarks),
-            options=options,
-            progress=progress,
+            survey, num_rows=num_rows, options=options, progress=progress
         )
-        if len(self._landmark_map.landmarks) == 0:
+        if options.keeps_landmarks and len(self._landmark_map.landmarks) == 0:
             raise MapError(
                 f"{survey.posed.name}: no landmark passed the gates; are the poses and "
                 "the intrinsics right, and do the images overlap?"
@@ -259,11 +282,37 @@ class _Draft:
         self._global_codes = self._global.encode(survey.global_descriptors)
 
     def _landmarks(self, left_out: BoolArray | None) -> LandmarkMap:
+        if not self._options.keeps_landmarks:
+            left_out = np.ones(len(self._survey.images), dtype=bool)
         return make_landmarks(
             self._survey.images,
             self._survey.tracks,
             self._landmark_options,
             left_out=left_out,
+        )
+
+    def features(self, left_out: BoolArray | None) -> KeyframeFeatures:
+        """Return the features that images keep, but for some images."""
+        return keyframe_features(
+            self._survey.images,
+            self._survey.tracks,
+            per_keyframe=self._options.features_per_keyframe,
+            quantizer=self._coder.quantizer,
+            left_out=left_out,
+        )
+
+    def localize_by_features(self, coarse: CoarseCalibration) -> FeatureHeldOut:
+        """Localize held-out frames with the features of the others."""
+        return localize_held_out_by_features(
+            self._survey.images,
+            self._global_codes,
+            self._survey.global_descriptors,
+            folds=self._folds,
+            remake=self.features,
+            describing=self._describing(),
+            family=self._survey.family,
+            coarse=coarse,
+            progress=self._progress,
         )
 
     def _left_out(self, fold: int) -> BoolArray:
@@ -428,6 +477,8 @@ class _Draft:
         part: LandmarkMap,
         held_out: HeldOut,
         facts: Mapping[str, str | int | float],
+        *,
+        by_features: FeatureHeldOut | None = None,
     ) -> SiteContents:
         """Return what the site of a part of the map holds."""
         survey = self._survey
@@ -455,7 +506,10 @@ class _Draft:
             )
         if self._global.coder.codebook is not None:
             codebooks["global"] = self._global.coder.codebook
-        pixel = np.quantile(footprints(survey.images, part), 0.1)
+        position_step = None
+        if len(part.landmarks):
+            pixel = np.quantile(footprints(survey.images, part), 0.1)
+            position_step = 2.0 ** np.floor(np.log2(_STEP_PX * pixel))
         return SiteContents(
             name=survey.posed.name,
             metric=survey.posed.metric,
@@ -469,12 +523,17 @@ class _Draft:
                 **survey.retrieval_arrays,
                 **held_out.coarse.to_arrays(),
                 **held_out.fix.to_arrays(),
+                **({} if by_features is None else by_features.to_arrays()),
             },
+            features=self.features(None).of(kept)
+            if self._options.keeps_features
+            else None,
+            rungs=(*_RUNGS[self._options.store], "INTERPOLATE"),
             row_arrays=lambda codes: make_lists(codes, self._global.decode),
             models=survey.models,
             codebooks=codebooks,
             global_coding=self._global.coding,
-            position_step=2.0 ** np.floor(np.log2(_STEP_PX * pixel)),
+            position_step=position_step,
             covariance_scale=held_out.fix.scale,
             gravity_in_world=survey.posed.gravity_in_world,
             geo_reference=survey.posed.geo_reference,
