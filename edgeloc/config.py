@@ -32,7 +32,9 @@ METHOD_CHOICES = (
 RECORD_IMAGES_CHOICES = ("auto", "jpeg", "png", "reference", "none")
 PACE_CHOICES = ("realtime", "every")
 REALTIME_CHOICES = ("off", "auto", "require")
-BACKEND_CHOICES = ("auto", "ort-cpu", "ort-cuda", "tensorrt", "tensorrt-rtx")
+BACKEND_CHOICES = (
+    *("auto", "ort-cpu", "ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"),
+)
 
 REALTIME_BUDGET_MS = 33.0
 """Budget with ``--pace realtime`` when none is given: a frame of a 30 Hz camera."""
@@ -69,6 +71,8 @@ class RunConfig:
         Frames per second of a folder, or asked of a camera.
     backend : str
         Where networks run.
+    engines : str or None
+        Folder of TensorRT's engines; None = beside each model.
     threads : int
         Of each network on the CPU.
     out : tuple of str
@@ -87,6 +91,28 @@ class RunConfig:
         Features per frame; None takes the site's number.
     seed : int
         Of RANSAC.
+    mask : str or None
+        What every frame shows of the vehicle, see
+        `edgeloc.features.mask.load_static_mask`.
+    segmenter : str or None
+        Manifest of a segmentation network that finds what moves.
+    ignore_classes : str or None
+        Its classes to ignore, with commas; None for what is known to move.
+    gnss : str or None
+        Where NMEA sentences come from, see
+        `edgeloc.runtime.prior_source.open_prior_source`.
+    gnss_sigma_m : float or None
+        Of positions, in place of what the receiver says.
+    gnss_latency_ms : float
+        How old sentences are when they arrive.
+    compass : bool
+        Headings and courses among them are used, too.
+    compass_sigma_deg, compass_offset_deg : float
+        Their least standard deviation, and what is added to them.
+    gravity : str or None
+        "X,Y,Z" in camera axes, or "nmea" for roll and pitch among the sentences.
+    gravity_sigma_deg : float
+        Standard deviation of that direction.
     single_process : bool
         Capture, estimator and publisher take turns in one process.
     realtime : str
@@ -108,6 +134,7 @@ class RunConfig:
     pace: str | None = None
     rate: float | None = None
     backend: str = "auto"
+    engines: str | None = None
     threads: int = 1
     out: tuple[str, ...] = ("jsonl:-",)
     odom: bool = False
@@ -117,6 +144,17 @@ class RunConfig:
     max_frames: int | None = None
     max_keypoints: int | None = None
     seed: int = 0
+    mask: str | None = None
+    segmenter: str | None = None
+    ignore_classes: str | None = None
+    gnss: str | None = None
+    gnss_sigma_m: float | None = None
+    gnss_latency_ms: float = 0.0
+    compass: bool = False
+    compass_sigma_deg: float = 10.0
+    compass_offset_deg: float = 0.0
+    gravity: str | None = None
+    gravity_sigma_deg: float = 2.0
     single_process: bool = False
     realtime: str = "auto"
     cpus: str | None = None
@@ -232,6 +270,44 @@ def _positive(maximum: float) -> Callable[[object], float]:
     return convert
 
 
+def _between(minimum: float, maximum: float) -> Callable[[object], float]:
+    def convert(value: object) -> float:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise _ValueProblemError("must be a number")
+        if not minimum <= value <= maximum:
+            raise _ValueProblemError(f"must be from {minimum:g} to {maximum:g}")
+        return float(value)
+
+    return convert
+
+
+def parse_direction(text: str) -> tuple[float, float, float]:
+    """Return the numbers of "X,Y,Z".
+
+    Raises
+    ------
+    ValueError
+        When it is no direction.
+    """
+    try:
+        x, y, z = (float(part) for part in text.split(","))
+    except ValueError:
+        x = y = z = math.nan
+    if not 1e-6 < math.hypot(x, y, z) < 1e6:
+        raise ValueError("must be nmea or a direction such as 0,1,0")
+    return x, y, z
+
+
+def _gravity(value: object) -> str:
+    text = _text(value)
+    if text != "nmea":
+        try:
+            parse_direction(text)
+        except ValueError as exc:
+            raise _ValueProblemError(str(exc)) from exc
+    return text
+
+
 def _cpus(value: object) -> str:
     # A single core is a number in TOML.
     text = str(value) if type(value) is int else _text(value)
@@ -261,6 +337,7 @@ _CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "pace": _choice(PACE_CHOICES),
     "rate": _positive(10_000.0),
     "backend": _choice(BACKEND_CHOICES),
+    "engines": _text,
     "threads": _whole(1, 256),
     "out": _texts,
     "odom": _flag,
@@ -270,6 +347,17 @@ _CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "max_frames": _whole(1),
     "max_keypoints": _whole(1, 1_000_000),
     "seed": _whole(0),
+    "mask": _text,
+    "segmenter": _text,
+    "ignore_classes": _text,
+    "gnss": _text,
+    "gnss_sigma_m": _positive(1e5),
+    "gnss_latency_ms": _between(0.0, 10_000.0),
+    "compass": _flag,
+    "compass_sigma_deg": _positive(180.0),
+    "compass_offset_deg": _between(-360.0, 360.0),
+    "gravity": _gravity,
+    "gravity_sigma_deg": _positive(90.0),
     "single_process": _flag,
     "realtime": _choice(REALTIME_CHOICES),
     "cpus": _cpus,
@@ -286,6 +374,11 @@ _NUMBERS: Mapping[str, Callable[[str], int | float]] = {
     "max_frames": int,
     "max_keypoints": int,
     "seed": int,
+    "gnss_sigma_m": float,
+    "gnss_latency_ms": float,
+    "compass_sigma_deg": float,
+    "compass_offset_deg": float,
+    "gravity_sigma_deg": float,
 }
 
 
@@ -380,6 +473,18 @@ def _contradictions(config: RunConfig, problems: list[str]) -> None:
         problems.append(
             "--realtime require is for processes of their own: leave --single-process "
             "away"
+        )
+    if config.ignore_classes is not None and config.segmenter is None:
+        problems.append("--ignore-classes is for --segmenter, which is missing")
+    if config.gnss is None:
+        problems.extend(
+            f"{option} reads the sentences of --gnss SOURCE, which is missing"
+            for option, asked in (
+                ("--gnss-sigma-m", config.gnss_sigma_m is not None),
+                ("--compass", config.compass),
+                ("--gravity nmea", config.gravity == "nmea"),
+            )
+            if asked
         )
     if config.quiet and config.debug:
         problems.append("--quiet and --debug exclude each other")

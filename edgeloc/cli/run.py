@@ -151,7 +151,13 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--backend",
         _one_of(BACKEND_CHOICES),
-        f"where networks run (default: {default.backend})",
+        f"where networks run (default: {default.backend}); TensorRT's need engines, "
+        "see edgeloc-build engine",
+    )
+    add(
+        "--engines",
+        "DIR",
+        "folder of TensorRT engines (default: engines/ beside each model)",
     )
     add(
         "--threads",
@@ -190,6 +196,68 @@ def build_parser() -> argparse.ArgumentParser:
     add("--max-frames", "N", "stop after N records")
     add("--max-keypoints", "N", "features per frame (default: as the map was built)")
     add("--seed", "N", f"of RANSAC (default: {default.seed})")
+    add(
+        "--mask",
+        "MASK",
+        "what every frame shows of the vehicle itself, where no features are wanted: "
+        "an image (0 = ignore), a TOML or JSON file of polygons, or 'X,Y X,Y X,Y' px",
+    )
+    add(
+        "--segmenter",
+        "MANIFEST",
+        "segmentation network that keeps features off what moves, in frames that have "
+        "the time for it",
+    )
+    add(
+        "--ignore-classes",
+        "NAMES",
+        "its classes to ignore, with commas (default: people, vehicles, animals)",
+    )
+    add(
+        "--gnss",
+        "SOURCE",
+        "NMEA sentences that narrow where to look, never needed and never believed "
+        "against the picture: /dev/ttyUSB0@BAUD, tcp://HOST:PORT or a file that "
+        "begins with the first frame; the site needs a geo-reference",
+    )
+    add(
+        "--gnss-sigma-m",
+        "M",
+        "standard deviation of positions (default: what the receiver says)",
+    )
+    add(
+        "--gnss-latency-ms",
+        "MS",
+        f"age of sentences when they arrive (default: {default.gnss_latency_ms:g})",
+    )
+    flag(
+        "--compass",
+        "take the camera's heading from HDT, HDM, PASHR, or VTG and RMC in motion",
+        action=argparse.BooleanOptionalAction,
+    )
+    add(
+        "--compass-sigma-deg",
+        "DEG",
+        "least standard deviation of a heading (default: "
+        f"{default.compass_sigma_deg:g})",
+    )
+    add(
+        "--compass-offset-deg",
+        "DEG",
+        "added to headings: the camera's direction on the vehicle, clockwise, and the "
+        f"declination of a magnetic compass (default: {default.compass_offset_deg:g})",
+    )
+    add(
+        "--gravity",
+        "X,Y,Z|nmea",
+        "which way is down: in camera axes (x right, y down, z forward) of a camera "
+        "that keeps its tilt, or by roll and pitch in PASHR for one that looks ahead",
+    )
+    add(
+        "--gravity-sigma-deg",
+        "DEG",
+        f"standard deviation of that (default: {default.gravity_sigma_deg:g})",
+    )
     flag(
         "--single-process",
         "capture, estimate and publish in turns in one process, without a watchdog: "

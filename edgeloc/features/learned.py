@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from edgeloc.errors import ModelError
 from edgeloc.features.decode import DECODERS, DecodeRequest, normalize_rows
-from edgeloc.inference.network import Network
+from edgeloc.inference.network import Network, Submitted
 from edgeloc.types import ByteArray, Features, Float32Array
 
 _STORED_SCALE = 256.0
@@ -121,8 +121,23 @@ class LearnedRetrieval:
         """Elements of a global descriptor."""
         return self._network.manifest.descriptor_dim
 
+    def begin(self, image: ByteArray, /) -> Submitted | None:
+        """Give an image to a GPU and return at once; see `Retrieval`.
+
+        Raises
+        ------
+        ModelError
+            When the network fails.
+        """
+        return self._network.submit(image) if self._network.asynchronous else None
+
     def global_descriptor(
-        self, image: ByteArray, _descriptors: Float32Array, /
+        self,
+        image: ByteArray,
+        _descriptors: Float32Array,
+        /,
+        *,
+        begun: Submitted | None = None,
     ) -> Float32Array:
         """Return the global descriptor of an image; see `Retrieval`.
 
@@ -131,7 +146,7 @@ class LearnedRetrieval:
         ModelError
             When the network fails, or gives something else than one vector.
         """
-        outputs, _ = self._network.run(image)
+        outputs, _ = (begun or self._network.submit(image)).collect()
         vector = outputs["global_descriptor"]
         # Some models put out (1, D, 1, 1).
         if vector.size != self.dim or vector.shape[0] != 1:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgeloc.inference.network import Submitted
 from edgeloc.types import ByteArray, Float32Array
 
 
@@ -20,8 +21,22 @@ class Retrieval(Protocol):
     def dim(self) -> int:
         """Elements of a global descriptor."""
 
+    def begin(self, image: ByteArray, /) -> Submitted | None:
+        """Give an image to a GPU and return at once; None where that saves no time.
+
+        Parameters
+        ----------
+        image : ndarray of shape (H, W) or (H, W, 3), uint8
+            Grey or BGR.
+        """
+
     def global_descriptor(
-        self, image: ByteArray, descriptors: Float32Array, /
+        self,
+        image: ByteArray,
+        descriptors: Float32Array,
+        /,
+        *,
+        begun: Submitted | None = None,
     ) -> Float32Array:
         """Return the global descriptor of an image.
 
@@ -31,6 +46,8 @@ class Retrieval(Protocol):
             Grey or BGR; a network sees this.
         descriptors : ndarray of shape (N, D), float32
             Its decoded local descriptors; VLAD sees these.
+        begun : Submitted, optional
+            From `begin` with the same image.
 
         Returns
         -------
@@ -106,8 +123,16 @@ class VladModel:
         """Elements of a global descriptor."""
         return int(self.centroids.size)
 
+    def begin(self, _image: ByteArray, /) -> None:
+        """Do nothing: descriptors come first; see `Retrieval`."""
+
     def global_descriptor(
-        self, _image: ByteArray, descriptors: Float32Array, /
+        self,
+        _image: ByteArray,
+        descriptors: Float32Array,
+        /,
+        *,
+        begun: Submitted | None = None,  # noqa: ARG002 - of networks only
     ) -> Float32Array:
         """Return the global descriptor of an image; see `Retrieval`."""
         return self.describe(descriptors)

@@ -208,7 +208,9 @@ def _worth_saying(name: str, error: BackendUnavailableError) -> str:
         return text.partition(": ")[2].partition(" (it has")[0].partition("; ")[0]
     from edgeloc.inference.trt import is_installed
 
-    return text if is_installed(name) else ""
+    if not is_installed(name):
+        return ""
+    return text.removesuffix(", or use --backend auto")
 
 
 def open_backend(model: Model, options: BackendOptions) -> Backend:

@@ -166,7 +166,9 @@ def test_bad_config_file_is_exit_2(edgeloc_run, tmp_path):
     assert_one_line_error(outcome, 2, "unknown key camra, did you mean camera")
 
 
-@pytest.mark.parametrize("backend", ["ort-cuda", "tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize(
+    "backend", ["ort-cuda", "ort-tensorrt", "tensorrt", "tensorrt-rtx"]
+)
 def test_missing_backend_is_exit_4(edgeloc_run, images, site, backend):
     outcome = edgeloc_run("--camera", images, "--map", site, "--backend", backend)
     assert_one_line_error(outcome, 4, f"--backend {backend}", "use --backend auto")
