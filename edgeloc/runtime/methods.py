@@ -10,10 +10,10 @@ from edgeloc.runtime.feature_matcher import FeatureMatcher
 from edgeloc.runtime.frame_work import FrameWork
 from edgeloc.runtime.ladder import Need, site_data
 from edgeloc.runtime.method_interpolate import InterpolateMethod
-from edgeloc.runtime.method_regress import RegressMethod
-from edgeloc.runtime.method_scene_coords import SceneCoordsMethod
 from edgeloc.runtime.method_local_sfm import LocalSfmMethod
+from edgeloc.runtime.method_regress import RegressMethod
 from edgeloc.runtime.method_relative import RelativeMethod
+from edgeloc.runtime.method_scene_coords import SceneCoordsMethod
 from edgeloc.runtime.method_structure import StructureMethod
 from edgeloc.runtime.site_parts import SiteParts
 
