@@ -153,9 +153,9 @@ def test_nothing_is_built_for_a_site_without_networks(board):
 
 def test_engines_are_built_where_there_is_tensorrt(board):
     site = board.state / "site"
-    (site / "models").mkdir(parents=True)
+    (site / "models" / "0123").mkdir(parents=True)
     (site / "site.json").write_text("{}")
-    (site / "models" / "x.onnx").write_bytes(b"")
+    (site / "models" / "0123" / "features.onnx").write_bytes(b"")
     script(board.programs / "python", "exit 1")
     done = board.run("edgeloc-prepare")
     assert done.returncode == 0

@@ -46,9 +46,15 @@ def service(two_sites):
 
 
 def test_a_site_is_checked_copied_and_run(board):
-    done = board.run("edgeloc-site", "install", DEMO)
+    source = board.root / "demo"
+    shutil.copytree(DEMO, source)
+    engines = source / "models" / "0123" / "engines"
+    engines.mkdir(parents=True)
+    (engines / "features-tensorrt.plan").write_bytes(b"of another machine")
+    done = board.run("edgeloc-site", "install", source)
     assert done.returncode == 0, done.stderr
     assert running(board) == MAP_ID
+    assert list(board.state.rglob("*.plan")) == []
     assert f"{MAP_ID} runs now" in done.stderr
     copied = board.state / "site" / "site.json"
     assert copied.read_bytes() == (DEMO / "site.json").read_bytes()
