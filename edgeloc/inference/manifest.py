@@ -22,7 +22,9 @@ FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 64 << 10
 MAX_NETWORK_BYTES = 2 << 30
 """What a protobuf can hold."""
-ROLES = ("features", "retrieval")
+ROLES = ("features", "retrieval", "scene_coords", "regress", "segmentation")
+HEADS = ("scene_coords", "regress")
+"""Roles of networks that take descriptors of an image, and not its pixels."""
 PRECISIONS = ("fp32", "fp16", "int8")
 FLAVOURS = ("any", "cpu", "tensorrt")
 DECODERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
@@ -35,6 +37,10 @@ DECODERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "points": ("features", ("descriptors", "keypoints", "scores")),
         "points-normalized": ("features", ("descriptors", "keypoints", "scores")),
         "vector": ("retrieval", ("global_descriptor",)),
+        "class-logits": ("segmentation", ("classes",)),
+        "class-ids": ("segmentation", ("classes",)),
+        "points-of-descriptors": ("scene_coords", ("points", "log_sigma")),
+        "pose-of-descriptors": ("regress", ("center", "rotation")),
     }
 )
 """Role of each decoder, and what the network must put out for it."""
@@ -47,6 +53,9 @@ _TOP_KEYS = (
     *("input", "decoder", "outputs", "descriptor_dim", "license", "source"),
 )
 _INPUT_KEYS = ("name", "channels", "scale", "mean", "std", "size_multiple", "size")
+_HEAD_KEYS = ("name", "family", "grid", "extent", "origin")
+_MAX_GRID = 64
+_MAX_COORDINATE = 1e8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +88,29 @@ class InputSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeadSpec:
+    """What goes into a head: a network of a site, behind its feature family.
+
+    Parameters
+    ----------
+    family : str
+        Whose descriptors it takes.
+    grid : (int, int)
+        Columns and rows of the view over which descriptors are averaged (regress), see
+        `edgeloc.features.view`; (0, 0) for scene_coords, which takes them one by one.
+    extent : (float, float)
+        Half the width and height of that view, on the plane z = 1.
+    origin : tuple of 3 float
+        Positions in the world are relative to it, m.
+    """
+
+    family: str
+    grid: tuple[int, int] = (0, 0)
+    extent: tuple[float, float] = (1.0, 1.0)
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelManifest:
     """What a manifest says.
 
@@ -86,7 +118,7 @@ class ModelManifest:
     ----------
     name : str
         Of the model; letters, digits, ``. _ -``.
-    role : {"features", "retrieval"}
+    role : {"features", "retrieval", "scene_coords", "regress", "segmentation"}
         What it is for.
     file : str
         The ONNX file, beside the manifest.
@@ -97,17 +129,22 @@ class ModelManifest:
     flavour : {"any", "cpu", "tensorrt"}
         Which runtime it was written for.
     input : InputSpec
-        Preprocessing.
+        Preprocessing; of a head only the name.
     decoder : str
         A key of `DECODERS`.
     outputs : mapping of str to str
         Names of the ONNX outputs by what the decoder calls them.
     descriptor_dim : int
-        Elements of a descriptor, local or global.
+        Elements of a descriptor, local or global; of a head, of those that it takes.
     match_ratio : float or None
-        Lowe's ratio that serves the descriptors best; None for retrieval.
+        Lowe's ratio that serves the descriptors best; None but for features.
     license, source : str
         One line each.
+    head : HeadSpec or None
+        What goes into a head; None where that is an image.
+    classes : tuple of str
+        Names of what a segmentation network tells apart, in the order of its numbers;
+        `descriptor_dim` is how many. Empty for other roles.
     """
 
     name: str
@@ -123,6 +160,8 @@ class ModelManifest:
     match_ratio: float | None
     license: str
     source: str
+    head: HeadSpec | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +189,6 @@ def encode_manifest(manifest: ModelManifest) -> bytes:
     ModelError
         When it would not be accepted again.
     """
-    spec = manifest.input
     document: dict[str, object] = {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
@@ -160,15 +198,7 @@ def encode_manifest(manifest: ModelManifest) -> bytes:
         "sha256": manifest.sha256,
         "precision": manifest.precision,
         "flavour": manifest.flavour,
-        "input": {
-            "name": spec.name,
-            "channels": spec.channels,
-            "scale": spec.scale,
-            "mean": list(spec.mean),
-            "std": list(spec.std),
-            "size_multiple": spec.size_multiple,
-            "size": None if spec.size is None else list(spec.size),
-        },
+        "input": _input_document(manifest),
         "decoder": manifest.decoder,
         "outputs": dict(manifest.outputs),
         "descriptor_dim": manifest.descriptor_dim,
@@ -177,9 +207,32 @@ def encode_manifest(manifest: ModelManifest) -> bytes:
     }
     if manifest.match_ratio is not None:
         document["match_ratio"] = manifest.match_ratio
+    if manifest.classes:
+        document["classes"] = list(manifest.classes)
     raw = json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n"
     decode_manifest(raw)
     return raw
+
+
+def _input_document(manifest: ModelManifest) -> dict[str, object]:
+    spec, head = manifest.input, manifest.head
+    if head is not None:
+        return {
+            "name": spec.name,
+            "family": head.family,
+            "grid": list(head.grid),
+            "extent": list(head.extent),
+            "origin": list(head.origin),
+        }
+    return {
+        "name": spec.name,
+        "channels": spec.channels,
+        "scale": spec.scale,
+        "mean": list(spec.mean),
+        "std": list(spec.std),
+        "size_multiple": spec.size_multiple,
+        "size": None if spec.size is None else list(spec.size),
+    }
 
 
 def decode_manifest(raw: bytes) -> ModelManifest:
@@ -198,7 +251,7 @@ def decode_manifest(raw: bytes) -> ModelManifest:
     version = top.get("version", Field("version", None, ModelError))
     if version.integer(0, 2**53) != FORMAT_VERSION:
         version.fail(f"{FORMAT_VERSION}, all that this edgeloc reads")
-    fields = root.members(_TOP_KEYS, optional=("match_ratio",))
+    fields = root.members(_TOP_KEYS, optional=("match_ratio", "classes"))
     role = fields["role"].choice(ROLES)
     decoder = fields["decoder"].choice(
         [name for name, (served, _) in DECODERS.items() if served == role]
@@ -210,6 +263,12 @@ def decode_manifest(raw: bytes) -> ModelManifest:
     if ("match_ratio" in fields) != (role == "features"):
         state = "is missing" if role == "features" else "is only for features"
         raise ModelError(f"match_ratio {state}")
+    classes = _decode_classes(fields, role)
+    head = None
+    if role in HEADS:
+        spec, head = _decode_head(fields["input"], role)
+    else:
+        spec = _decode_input(fields["input"])
     return ModelManifest(
         name=_name(fields["name"]),
         role=role,
@@ -217,7 +276,7 @@ def decode_manifest(raw: bytes) -> ModelManifest:
         sha256=fields["sha256"].sha256(),
         precision=fields["precision"].choice(PRECISIONS),
         flavour=fields["flavour"].choice(FLAVOURS),
-        input=_decode_input(fields["input"]),
+        input=spec,
         decoder=decoder,
         outputs=MappingProxyType(outputs),
         descriptor_dim=fields["descriptor_dim"].integer(1, _MAX_DIM),
@@ -226,7 +285,23 @@ def decode_manifest(raw: bytes) -> ModelManifest:
         else None,
         license=fields["license"].text(),
         source=fields["source"].text(),
+        head=head,
+        classes=classes,
     )
+
+
+def _decode_classes(fields: Mapping[str, Field], role: str) -> tuple[str, ...]:
+    if ("classes" in fields) != (role == "segmentation"):
+        state = "is missing" if role == "segmentation" else "is only for segmentation"
+        raise ModelError(f"classes {state}")
+    if "classes" not in fields:
+        return ()
+    classes = tuple(item.text() for item in fields["classes"].items())
+    if len(set(classes)) != len(classes):
+        fields["classes"].fail("names that differ from each other")
+    if len(classes) != fields["descriptor_dim"].integer(1, _MAX_DIM):
+        fields["classes"].fail("as many names as descriptor_dim says")
+    return classes
 
 
 def _name(field: Field) -> str:
@@ -259,6 +334,26 @@ def _decode_input(field: Field) -> InputSpec:
         size_multiple=multiple,
         size=size,
     )
+
+
+def _decode_head(field: Field, role: str) -> tuple[InputSpec, HeadSpec]:
+    fields = field.members(_HEAD_KEYS)
+    columns, rows = (n.integer(0, _MAX_GRID) for n in fields["grid"].items(2))
+    if (min(columns, rows) > 0) != (role == "regress"):
+        fields["grid"].fail(
+            "columns and rows" if role == "regress" else "[0, 0] for scene_coords"
+        )
+    width, height = (n.number(1e-3, 1e3) for n in fields["extent"].items(2))
+    x, y, z = (
+        n.number(-_MAX_COORDINATE, _MAX_COORDINATE) for n in fields["origin"].items(3)
+    )
+    head = HeadSpec(
+        family=fields["family"].text(),
+        grid=(columns, rows),
+        extent=(width, height),
+        origin=(x, y, z),
+    )
+    return InputSpec(name=fields["name"].text()), head
 
 
 def load_manifest(path: Path) -> ModelManifest:

@@ -145,7 +145,7 @@ LADDER: tuple[Step, ...] = (
         rung=Rung.SCENE_COORDS,
         status=PoseStatus.LOCALIZED,
         needs=frozenset({Need.SCENE_MODEL}),
-        stages=("preprocess", "scene_coords"),
+        stages=(*_DESCRIBE, "scene_coords"),
     ),
     Step(
         name="local_sfm",
@@ -173,7 +173,7 @@ LADDER: tuple[Step, ...] = (
         rung=Rung.REGRESS,
         status=PoseStatus.COARSE,
         needs=frozenset({Need.POSE_MODEL}),
-        stages=("preprocess", "regress"),
+        stages=(*_DESCRIBE, "regress"),
     ),
     Step(
         name="predict",

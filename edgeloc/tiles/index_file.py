@@ -241,6 +241,30 @@ def with_tiles(data: bytes, tiles: Sequence[TileEntry]) -> bytes:
     return pack(FileKind.INDEX, sections)
 
 
+def with_arrays(data: bytes, arrays: Mapping[str, AnyArray]) -> bytes:
+    """Return an index with further arrays; nothing else is coded anew.
+
+    Parameters
+    ----------
+    data : bytes
+        An index.
+    arrays : mapping of str to ndarray
+        To add to `Index.retrieval_arrays`; those of the same name are replaced.
+
+    Raises
+    ------
+    ValueError
+        When an array is of a type that is not stored.
+    """
+    found = unpack(data, FileKind.INDEX, TAGS).sections
+    before = decode_arrays(found["ADIR"], found["ADAT"])
+    sections = {
+        tag: (section.codec, bytes(section.payload)) for tag, section in found.items()
+    }
+    sections.update(encode_arrays({**before, **arrays}))
+    return pack(FileKind.INDEX, sections)
+
+
 def _camera_bytes(num_cameras: int) -> int:
     if num_cameras == 1:
         return 0

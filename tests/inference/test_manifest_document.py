@@ -35,13 +35,14 @@ def names(rows) -> list[str]:
 
 
 def test_every_field_is_there():
-    top, inner, _ = tables()
+    top, inner, head, _ = tables()
     assert names(top) == sorted((*module._TOP_KEYS, "match_ratio"))
     assert names(inner) == sorted(module._INPUT_KEYS)
+    assert names(head) == sorted(module._HEAD_KEYS)
 
 
 def test_every_decoder_and_its_outputs_are_there():
-    decoders = tables()[2]
+    decoders = tables()[3]
     assert names(decoders) == sorted(DECODERS)
     for first, second in decoders:
         [name] = re.findall(r"`([^`]+)`", first)

@@ -1,0 +1,193 @@
+"""SCENE_COORDS: a head of the site says where each keypoint lies in the world; PnP.
+
+No keyframe is looked up and no landmark matched: the head is the map [1]_ [2]_.
+
+References
+----------
+.. [1] Shotton et al., "Scene Coordinate Regression Forests for Camera Relocalization in
+   RGB-D Images", CVPR 2013.
+.. [2] Brachmann, Cavallari, Prisacariu, "Accelerated Coordinate Encoding", CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edgeloc.errors import ModelError
+from edgeloc.geometry.pnp import PnpOptions, estimate_pose
+from edgeloc.inference.head import Head
+from edgeloc.localize.candidate import LOST, Candidate, Query
+from edgeloc.localize.structure import (
+    FixCalibration,
+    IntegrityOptions,
+    fix_covariance,
+    is_sound,
+)
+from edgeloc.types import (
+    Cause,
+    Float32Array,
+    FloatArray,
+    Matches2D3D,
+    PoseStatus,
+    Rung,
+)
+
+CALIBRATION = "scene_coords_calibration"
+"""Of the arrays in a site's index: scale and decorrelation."""
+
+_MAX_LOG_SIGMA = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SceneCoordsOptions:
+    """Options of SCENE_COORDS.
+
+    Parameters
+    ----------
+    max_points : int
+        Keypoints used, those first of whose place the head is most certain.
+    pnp : PnpOptions
+        Of the pose.
+    integrity : IntegrityOptions
+        Gates. A network gives some place for any picture: a share of inliers that
+        would do for matched descriptors proves nothing here.
+    """
+
+    max_points: int = 600
+    pnp: PnpOptions = field(default_factory=lambda: PnpOptions(max_error_px=8.0))
+    integrity: IntegrityOptions = field(
+        default_factory=lambda: IntegrityOptions(min_inliers=25, min_inlier_ratio=0.1)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScenePoints:
+    """Where a head places keypoints.
+
+    Parameters
+    ----------
+    points3D : ndarray of shape (N, 3), float64
+        In the world, m.
+    sigmas : ndarray of shape (N,), float32
+        Standard deviation along each axis, as the head has it, m.
+    """
+
+    points3D: FloatArray
+    sigmas: Float32Array
+
+
+def calibration_arrays(calibration: FixCalibration) -> Mapping[str, Float32Array]:
+    """Return what a site stores of the calibration of its head."""
+    values = [calibration.scale, calibration.decorrelation]
+    return {CALIBRATION: np.array(values, np.float32)}
+
+
+def calibration_of(arrays: Mapping[str, Float32Array]) -> FixCalibration:
+    """Return the calibration of a site's head; `ValueError` when it is wrong."""
+    values = arrays.get(CALIBRATION, np.zeros(0, np.float32))
+    if values.shape != (2,):
+        raise ValueError(f"{CALIBRATION} has shape {values.shape}, expected (2,)")
+    return FixCalibration(scale=float(values[0]), decorrelation=float(values[1]))
+
+
+def scene_points(head: Head, rows: Float32Array) -> ScenePoints:
+    """Return where a head places keypoints.
+
+    Parameters
+    ----------
+    head : Head
+        Of the role "scene_coords".
+    rows : ndarray of shape (N, D), float32
+        Their descriptors, L2-normalised.
+
+    Raises
+    ------
+    ModelError
+        When the head fails, or gives something else.
+    """
+    tensor = np.ascontiguousarray(rows.T)[None, :, None, :]
+    outputs = head.run(tensor)
+    num = len(rows)
+    points, log_sigma = outputs["points"], outputs["log_sigma"]
+    if points.shape != (1, 3, 1, num) or log_sigma.shape != (1, 1, 1, num):
+        raise ModelError(
+            f"{head.path}: gives points {points.shape} and log_sigma "
+            f"{log_sigma.shape} of {num} descriptors, expected (1, 3, 1, {num}) and "
+            f"(1, 1, 1, {num})"
+        )
+    return ScenePoints(
+        points3D=points[0, :, 0].T.astype(np.float64) + np.array(head.spec.origin),
+        sigmas=np.exp(np.clip(log_sigma[0, 0, 0], -_MAX_LOG_SIGMA, _MAX_LOG_SIGMA)),
+    )
+
+
+def pose_from_scene_points(
+    query: Query,
+    scene: ScenePoints,
+    *,
+    calibration: FixCalibration,
+    options: SceneCoordsOptions,
+) -> Candidate:
+    """Return the pose that agrees with where a head places the keypoints.
+
+    Parameters
+    ----------
+    query : Query
+        The frame.
+    scene : ScenePoints
+        Of its keypoints.
+    calibration : FixCalibration
+        Learned on frames that the head had not seen.
+    options : SceneCoordsOptions
+        Options.
+
+    Returns
+    -------
+    Candidate
+        LOCALIZED, or LOST with the cause.
+    """
+    if len(query.features) < options.integrity.min_inliers:
+        return replace(LOST, cause=Cause.FEW_FEATURES)
+    best = np.argsort(scene.sigmas, kind="stable")[: options.max_points]
+    matches = Matches2D3D(
+        points2D=query.features.keypoints[best].astype(np.float64),
+        points3D=scene.points3D[best],
+        point3D_ids=best.astype(np.int64),
+        scores=-scene.sigmas[best],
+    )
+    point_sigmas, pixel_sigmas = scene.sigmas[best], query.features.sigmas[best]
+    result = estimate_pose(
+        matches,
+        query.camera,
+        options=options.pnp,
+        point_sigmas=point_sigmas,
+        pixel_sigmas=pixel_sigmas,
+    )
+    if result is None or not is_sound(result, matches, query.camera, options.integrity):
+        return replace(
+            LOST,
+            cause=Cause.FEW_INLIERS,
+            matches=matches,
+            inlier_mask=None if result is None else result.inlier_mask,
+        )
+    return Candidate(
+        status=PoseStatus.LOCALIZED,
+        rung=Rung.SCENE_COORDS,
+        cause=Cause.NONE,
+        cam_from_world=result.cam_from_world,
+        covariance=fix_covariance(
+            result,
+            matches,
+            query.camera,
+            calibration=calibration,
+            options=options.integrity,
+        ),
+        matches=matches,
+        inlier_mask=result.inlier_mask,
+        reproj_rmse_px=result.reproj_rmse_px,
+        point_sigmas=point_sigmas,
+        pixel_sigmas=pixel_sigmas,
+    )
