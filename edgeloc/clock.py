@@ -15,6 +15,12 @@ class Clock(Protocol):
     def sleep_until_ns(self, deadline_ns: int) -> None:
         """Return at `deadline_ns` or at once when that is past."""
 
+    def patience_s(self, deadline_ns: int) -> float | None:
+        """Return how long to wait for another thread, which ends at `deadline_ns`.
+
+        None for as long as it takes: where time passes only by what is computed here.
+        """
+
 
 class MonotonicClock:
     """The machine's monotonic clock (CLOCK_MONOTONIC on Linux, as V4L2 stamps)."""
@@ -28,6 +34,10 @@ class MonotonicClock:
         remaining_ns = deadline_ns - time.monotonic_ns()
         if remaining_ns > 0:
             time.sleep(remaining_ns * 1e-9)
+
+    def patience_s(self, deadline_ns: int) -> float:
+        """Return the time until `deadline_ns`, or 0."""
+        return max(0.0, (deadline_ns - time.monotonic_ns()) * 1e-9)
 
 
 class ManualClock:
@@ -57,3 +67,6 @@ class ManualClock:
     def sleep_until_ns(self, deadline_ns: int) -> None:
         """Jump to `deadline_ns` when it is ahead."""
         self._now_ns = max(self._now_ns, deadline_ns)
+
+    def patience_s(self, deadline_ns: int) -> None:
+        """Return None: this clock does not move while another thread works."""

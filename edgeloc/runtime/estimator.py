@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,12 +12,15 @@ import numpy as np
 from edgeloc.clock import Clock, MonotonicClock
 from edgeloc.errors import ConfigError, ModelError, TileFormatError
 from edgeloc.features.family import FeatureFamily
+from edgeloc.features.retrieve import Retrieval
 from edgeloc.geometry.camera import project
 from edgeloc.localize.candidate import LOST, Candidate, FrameTrace, Query
 from edgeloc.runtime import ladder
+from edgeloc.runtime.aids import Aids
 from edgeloc.runtime.answer import best_answer
+from edgeloc.runtime.believing import Believing
 from edgeloc.runtime.estimator_options import METHOD_STEPS, EstimatorOptions
-from edgeloc.runtime.following import Following, Prediction
+from edgeloc.runtime.following import Following, Prediction, lost_like
 from edgeloc.runtime.frame_work import FrameWork
 from edgeloc.runtime.ladder import Attempt, LadderState, Need
 from edgeloc.runtime.looking import Looking
@@ -66,6 +70,10 @@ class Estimator:
         What tells the time.
     family : FeatureFamily
         Describes frames in place of the site's own family: a variant of it.
+    retrieval : Retrieval
+        Makes global descriptors in place of the site's own.
+    aids : Aids
+        Masks and other sensors.
 
     Raises
     ------
@@ -86,6 +94,8 @@ class Estimator:
         options: EstimatorOptions | None = None,
         clock: Clock | None = None,
         family: FeatureFamily | None = None,
+        retrieval: Retrieval | None = None,
+        aids: Aids | None = None,
     ) -> None:
         self._site = site
         self._camera = camera
@@ -101,10 +111,23 @@ class Estimator:
                 f"--method {options.method}: {site.path} carries no data for it, only "
                 f"for {', '.join(site.manifest.rungs)}"
             )
-        parts = open_site_parts(site, camera, options, clock=self._clock, family=family)
+        aids = aids or Aids()
+        self._priors = aids.priors
+        parts = open_site_parts(
+            site,
+            camera,
+            options,
+            clock=self._clock,
+            family=family,
+            retrieval=retrieval,
+            masks=aids.masks,
+        )
         self._methods = open_methods(parts)
         self._tiles, self._timer = parts.tiles, parts.timer
         self._following = _open_following(parts)
+        self._believing = Believing(
+            strong_inliers=options.follow.strong_inliers, clock=self._clock
+        )
         self._looking = Looking(parts, self._following, self._clock)
         self._parts = parts
         self._late_setting = _LATE_SETTING
@@ -136,6 +159,8 @@ class Estimator:
             self._timer.end_frame()
         self._following.reset()
         self._looking.forget()
+        if self._parts.masks is not None:
+            self._parts.masks.forget()
         self._timer.call_provisional()
         if self._options.cold:
             self._timer.forget()
@@ -305,6 +330,8 @@ class Estimator:
                 failed = candidate.cam_from_world is None
                 self._late_setting = 0 if failed else _LATE_SETTING
             work.candidates[attempt.step.name.upper()] = candidate
+            if _looked_in_vain(attempt, candidate) and work.widen():
+                continue  # everywhere, where there is time for that
             state = state.after(attempt.step.name, candidate.cause, stages=work.done)
             if candidate.cam_from_world is None:
                 if work.has_no_features:
@@ -317,6 +344,7 @@ class Estimator:
 
     def _have(self, work: FrameWork) -> frozenset[Need]:
         have = set(self._data)
+        self._sense(work)
         if not self._options.cold:
             timestamp_ns = work.frame.timestamp_ns
             prediction = self._following.predict(timestamp_ns)
@@ -326,6 +354,26 @@ class Estimator:
             if self._following.can_track(work.grey(), timestamp_ns):
                 have.add(Need.TRACKS)
         return frozenset(have)
+
+    def _sense(self, work: FrameWork) -> None:
+        """Take what other sensors say about a frame."""
+        if self._priors is None:
+            return
+        timestamp_ns = work.frame.timestamp_ns
+        if self._options.cold:
+            self._believing.forget()
+        work.measured = self._priors.at(timestamp_ns)
+        work.prior = self._believing.believed(work.measured)
+        position = work.prior.position
+        if position is None or self._options.cold:
+            return
+        self._believing.tell(self._following.motion, timestamp_ns, position)
+        if self._following.motion_state is None:
+            # The first frame's tiles are read while its features are computed.
+            reach = 2.0 * math.sqrt(float(np.trace(position.covariance[:2, :2])))
+            self._tiles.prefetch(
+                self._tiles.tiles_near(position.center, reach).tolist()
+            )
 
     def _take(self, attempt: Attempt, work: FrameWork, begin_ns: int) -> Candidate:
         name = attempt.step.name
@@ -340,7 +388,11 @@ class Estimator:
         if attempt.step.status is not PoseStatus.LOCALIZED:
             return fix
         self._looking.forget()
-        if fix.status is PoseStatus.LOCALIZED and not self._options.cold:
+        if fix.status is not PoseStatus.LOCALIZED:
+            return fix
+        if not self._believing.allows(work.measured, fix):
+            return lost_like(fix, Cause.AMBIGUOUS)
+        if not self._options.cold:
             fix = self._following.accept(
                 fix, work.grey(), work.frame.timestamp_ns, work.prediction
             )
@@ -356,6 +408,7 @@ class Estimator:
         if candidate.status is not PoseStatus.LOCALIZED:
             self._looking.forget()
             return candidate
+        self._believing.learn(work.measured, candidate)
         if work.offer is not None:
             work.offer(self._estimate(candidate, work))
         assert candidate.covariance is not None
@@ -368,7 +421,8 @@ class Estimator:
     def _guided(self, work: FrameWork, attempt: Attempt) -> Candidate:
         prediction = work.prediction
         assert prediction is not None
-        if not self._looking.near_map(prediction.cam_from_world):
+        until_ns = None if attempt.late else work.budget.deadline_ns
+        if not self._looking.near_map(prediction.cam_from_world, until_ns=until_ns):
             return replace(LOST, cause=Cause.TILE_MISSING)
         work.done.add("track_map")
         query = work.query()
@@ -376,9 +430,11 @@ class Estimator:
             return replace(LOST, cause=Cause.FEW_FEATURES)
         grey = work.grey()
         with self._timer.stage("guided", setting=attempt.setting):
-            return self._following.guided(
+            fix = self._following.guided(
                 query, grey, work.frame.timestamp_ns, prediction=prediction
             )
+        self._believing.learn(work.measured, fix)
+        return fix
 
     def _best(self, work: FrameWork) -> Candidate:
         return best_answer(
@@ -408,6 +464,14 @@ def _open_following(parts: SiteParts) -> Following:
                 min_similarity=structure.match.min_similarity,
             ),
         ),
+    )
+
+
+def _looked_in_vain(attempt: Attempt, candidate: Candidate) -> bool:
+    return (
+        candidate.cam_from_world is None
+        and attempt.step.status is PoseStatus.LOCALIZED
+        and Need.RETRIEVAL in attempt.step.needs
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -22,7 +23,6 @@ from edgeloc.tiles.reader import (
     visible_point3D_ids,
 )
 from edgeloc.types import (
-    ByteArray,
     Features,
     FloatArray,
     Frame,
@@ -58,6 +58,7 @@ class Looking:
         self._following = following
         self._clock = clock
         self._look: tuple[Look, int] | None = None
+        self._mask_ns = 0
         self._last_timestamp_ns: int | None = None
         self._gaps_ns: deque[int] = deque(maxlen=_NUM_GAPS)
         # Images of another size than a network's own would reach it stretched.
@@ -109,6 +110,11 @@ class Looking:
             if urgent and not num_parts:
                 num_parts = self._num_parts[-1]
             if num_parts:
+                setting = _setting_of(num_parts)
+                needed_ns = timer.cost_ns(
+                    "look", setting=setting, share=1.2 / num_parts
+                )
+                self._mask_ns = spare_ns - needed_ns
                 look = self._look_at_part(work.frame, covariance, num_parts)
                 self._look = look, _setting_of(num_parts)
         if self._look is None:
@@ -118,8 +124,9 @@ class Looking:
             "look_match", setting=setting, share=1.0
         )
         if urgent or cost_ns <= self._spare_ns(work, begin_ns):
-            self._recognise(look, setting)
-            self._look = None
+            # What comes after this frame is not kept waiting for a slow disk.
+            if self._recognise(look, setting, until_ns=self._end_ns(work, begin_ns)):
+                self._look = None
         elif work.frame.timestamp_ns != look.timestamp_ns:
             timer.forget_a_little("look_match", "track_map")
 
@@ -136,22 +143,26 @@ class Looking:
             One of `sizes`.
         """
         look = self._look_at_part(frame, covariance, num_parts)
-        self._recognise(look, _setting_of(num_parts))
+        self._recognise(look, _setting_of(num_parts), until_ns=None)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Into how many parts pictures are divided, from one."""
         return self._num_parts
 
-    def near_map(self, pose: Rigid3) -> bool:
+    def near_map(self, pose: Rigid3, *, until_ns: int | None) -> bool:
         """Have the landmarks around a pose at hand; False when tiles are not there.
 
         Parameters
         ----------
         pose : Rigid3
             Where the camera is, about.
+        until_ns : int or None
+            Wait no longer for the disk, which then reads on for a later frame.
         """
-        site, load_tile = self._parts.site, self._parts.tiles.load
+        site, tiles = self._parts.site, self._parts.tiles
+        patience_s = None if until_ns is None else self._clock.patience_s(until_ns)
+        load_tile = partial(tiles.load, timeout_s=patience_s)
         state = self._following.motion_state
         distance = 1.0 if state is None else state.landmark_distance
 
@@ -181,11 +192,13 @@ class Looking:
 
         Until its deadline, and until the next frame comes, which would have to wait.
         """
-        spare_ns = work.budget.remaining_ns
-        if self._gaps_ns:
-            spent_ns = self._clock.now_ns() - begin_ns
-            spare_ns = min(spare_ns, min(self._gaps_ns) - spent_ns)
-        return spare_ns
+        return self._end_ns(work, begin_ns) - self._clock.now_ns()
+
+    def _end_ns(self, work: FrameWork, begin_ns: int) -> int:
+        deadline_ns = work.budget.deadline_ns
+        if not self._gaps_ns:
+            return deadline_ns
+        return min(deadline_ns, begin_ns + min(self._gaps_ns))
 
     def _affordable_parts(self, spare_ns: int) -> int:
         """Return into how many parts the picture is divided; 0 = no time for any."""
@@ -208,19 +221,23 @@ class Looking:
         """Return the features of the part of the picture that is next."""
         with self._parts.timer.stage("look", setting=_setting_of(num_parts)):
             rows = self._following.next_rows(num_parts)
-            features = self._features_of_rows(frame.image, rows)
+            features = self._features_of_rows(frame, rows)
             return self._following.look(features, rows, frame.timestamp_ns, covariance)
 
-    def _recognise(self, look: Look, setting: int) -> None:
-        """Find landmarks among features; without tiles, none."""
-        if not self.near_map(look.cam_from_world):
-            return
+    def _recognise(self, look: Look, setting: int, *, until_ns: int | None) -> bool:
+        """Find landmarks among features; False without tiles."""
+        if not self.near_map(look.cam_from_world, until_ns=until_ns):
+            return False
         with self._parts.timer.stage("look_match", setting=setting):
             self._following.recognise(look)
+        return True
 
-    def _features_of_rows(self, image: ByteArray, rows: tuple[int, int]) -> Features:
+    def _features_of_rows(self, frame: Frame, rows: tuple[int, int]) -> Features:
         """Return the features in some rows of a picture, px of the whole of it."""
-        parts = self._parts
+        parts, image = self._parts, frame.image
+        mask = None
+        if parts.masks is not None:
+            mask = parts.masks.mask(frame, parts.timer, spare_ns=self._mask_ns)
         spec = parts.site.manifest.family
         height, width = image.shape[:2]
         first = max(rows[0] - _PART_MARGIN_PX, 0)
@@ -238,6 +255,7 @@ class Looking:
             prepare_image(part, parts.family, max_side_px=max_side_px),
             parts.family,
             max_keypoints=max(1, round(wanted * (last - first) / height)),
+            mask=None if mask is None else mask[first:last],
         )
         shift = np.array([0.0, first], np.float32)
         return replace(features, keypoints=features.keypoints + shift)

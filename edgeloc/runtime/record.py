@@ -113,6 +113,10 @@ class RecordingClock:
         """Return at `deadline_ns` or at once when that is past."""
         self._clock.sleep_until_ns(deadline_ns)
 
+    def patience_s(self, deadline_ns: int) -> float | None:
+        """Return how long to wait for another thread."""
+        return self._clock.patience_s(deadline_ns)
+
     def take(self) -> tuple[int, ...]:
         """Return what was said since the last call; the caller is the thread meant."""
         self._thread = threading.get_ident()

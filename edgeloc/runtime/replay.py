@@ -87,6 +87,9 @@ class ReplayClock:
     def sleep_until_ns(self, deadline_ns: int) -> None:
         """Return at once: nobody waits in a replay."""
 
+    def patience_s(self, deadline_ns: int) -> None:
+        """Return None: a slow disk is no part of a log."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ReplayedFrame:

@@ -58,6 +58,9 @@ class RestlessClock:
     def sleep_until_ns(self, deadline_ns):
         self._now_ns = max(self._now_ns, deadline_ns)
 
+    def patience_s(self, deadline_ns):
+        return None
+
 
 @pytest.fixture(scope="module")
 def demo():

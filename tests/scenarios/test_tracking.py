@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +20,7 @@ from tracking_walk import (
     walk_images,
 )
 
+from edgeloc.clock import ManualClock
 from edgeloc.errors import ModelError
 from edgeloc.geometry.se3 import log_se3
 from edgeloc.tiles.reader import open_site
@@ -259,6 +261,48 @@ def test_a_tile_that_takes_300_ms_to_read(orb_site, monkeypatch):
         assert answer.rung is Rung.TRACK
         track = [o for o in answer.offers if o.rung is Rung.TRACK]
         assert track[0].deadline_met
+
+
+class ImpatientClock(ManualClock):
+    """Stands still, and lets nobody wait for another thread."""
+
+    def patience_s(self, deadline_ns):
+        return 0.0
+
+
+class BlockedDisk:
+    """A site whose tiles cannot be read until the gate is open."""
+
+    def __init__(self, site):
+        self._site = site
+        self.tiles = site.tiles
+        self.gate = threading.Event()
+
+    def read_tile(self, tile_idx):
+        assert self.gate.wait(30)
+        return self._site.read_tile(tile_idx)
+
+
+def test_a_disk_that_hangs_is_not_waited_for(orb_site):
+    """TRACK goes on without new landmarks, and finds them when the disk answers."""
+    walker = Walker(orb_site, clock=ImpatientClock())
+    walker.walk(0, 1)
+    cache = walker.estimator._parts.tiles
+    assert cache.wait(10.0)
+    cache._tiles.clear()
+    disk = cache._site = BlockedDisk(cache._site)
+    for answer in walker.walk(1, 8):
+        assert answer.rung is Rung.TRACK
+        assert "look_match" not in answer.estimate.stage_ns
+    disk.gate.set()
+    assert cache.wait(10.0)
+    stages = set()
+    for answer in walker.walk(8, 14):
+        assert answer.rung is Rung.TRACK
+        stages |= set(answer.estimate.stage_ns)
+        assert cache.wait(10.0)
+    assert "look_match" in stages
+    cache.close()
 
 
 @pytest.mark.parametrize("factor", [1, 3])

@@ -83,8 +83,8 @@ class Answer:
 class Walker:
     """Feeds frames to one estimator, on a clock that stands still unless told."""
 
-    def __init__(self, built, **options):
-        self.clock = ManualClock()
+    def __init__(self, built, *, clock=None, **options):
+        self.clock = clock or ManualClock()
         self.estimator = Estimator(
             site=built.site,
             camera=CAMERA,
