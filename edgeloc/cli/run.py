@@ -395,6 +395,7 @@ def _run_processes(config: RunConfig) -> int:
 
 def _run_in_process(config: RunConfig) -> int:
     from edgeloc.clock import MonotonicClock
+    from edgeloc.runtime.aids import open_aids
     from edgeloc.runtime.capture import (
         DirectFeed,
         FrameFeed,
@@ -439,8 +440,14 @@ def _run_in_process(config: RunConfig) -> int:
         )
         if recorder is not None:
             stack.callback(recorder.close)
+        aids = open_aids(config, site.manifest, camera, clock)
+        stack.callback(aids.close)
         estimator = make_estimator(
-            options, site, camera, clock if recorder is None else recorder.clock
+            options,
+            site,
+            camera,
+            clock if recorder is None else recorder.clock,
+            aids=aids,
         )
         _log.info(
             "%s: %s %dx%d, map %s, pace %s, %s",
@@ -490,6 +497,7 @@ def _log_summary(telemetry: Telemetry) -> None:
 
 def _check_site(config: RunConfig) -> dict[str, object]:
     from edgeloc.clock import MonotonicClock
+    from edgeloc.runtime.aids import open_aids
     from edgeloc.runtime.intrinsics import load_intrinsics
     from edgeloc.runtime.opening import (
         estimator_options,
@@ -514,7 +522,11 @@ def _check_site(config: RunConfig) -> dict[str, object]:
         camera = load_intrinsics(config.intrinsics)
     else:
         camera = next(iter(site.manifest.cameras.values()))
-    make_estimator(options, site, camera, clock)
+    aids = open_aids(config, site.manifest, camera, clock)
+    try:
+        make_estimator(options, site, camera, clock, aids=aids)
+    finally:
+        aids.close()
     return facts
 
 

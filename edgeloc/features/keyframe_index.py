@@ -191,12 +191,18 @@ class KeyframeIndex:
         How they are read.
     lists : InvertedLists or None
         Groups of keyframes, for large sites.
+
+    Attributes
+    ----------
+    num_compared : int
+        Keyframes that the last search compared with its query.
     """
 
     keyframe_ids: IntArray
     codes: npt.NDArray[np.generic]
     coding: GlobalCoding
     lists: InvertedLists | None = None
+    num_compared: int = field(default=0, init=False)
     _resident: Float32Array | None = field(default=None, init=False, repr=False)
 
     @property
@@ -218,7 +224,9 @@ class KeyframeIndex:
             self._resident = self.coding.decode(self.codes)
         return np.asarray(self._resident[keyframe_idx])
 
-    def search(self, query: Float32Array, *, k: int) -> RetrievalResult:
+    def search(
+        self, query: Float32Array, *, k: int, among: IntArray | None = None
+    ) -> RetrievalResult:
         """Return the `k` keyframes most similar to a query.
 
         Parameters
@@ -227,9 +235,16 @@ class KeyframeIndex:
             L2-normalised.
         k : int
             How many.
+        among : ndarray of shape (n,), int64, optional
+            Rows of the only keyframes that are looked at.
         """
-        if len(self.codes) > MAX_RESIDENT and self.lists is not None:
+        if among is not None:
+            idx = among
+            self.num_compared = len(idx)
+            scores = self.descriptors(idx) @ query
+        elif len(self.codes) > MAX_RESIDENT and self.lists is not None:
             idx = self.lists.candidates(query, count=max(k, MIN_CANDIDATES))
+            self.num_compared = len(idx)
             wanted = max(4 * k, MIN_DECODED)
             compare = self.coding.compare
             if compare is not None and len(idx) > wanted:
@@ -238,6 +253,7 @@ class KeyframeIndex:
             scores = self.descriptors(idx) @ query
         else:
             idx = np.arange(len(self.codes))
+            self.num_compared = len(idx)
             scores = np.concatenate(
                 [
                     self.descriptors(idx[start : start + MAX_RESIDENT]) @ query

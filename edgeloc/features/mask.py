@@ -12,7 +12,7 @@ import numpy as np
 from edgeloc.config import load_config_file
 from edgeloc.errors import ConfigError
 from edgeloc.geometry.camera import to_opencv_px
-from edgeloc.types import ByteArray
+from edgeloc.types import BoolArray, ByteArray, CameraModel, FloatArray
 
 DEFAULT_MARGIN_PX = 4
 """Features beside a mask describe what is under it, too."""
@@ -60,6 +60,28 @@ def joined(*masks: ByteArray | None) -> ByteArray | None:
     for mask in known[1:]:
         out = np.minimum(out, mask)
     return out
+
+
+def inside_image(
+    pixels: FloatArray, camera: CameraModel, *, mask: ByteArray | None = None
+) -> BoolArray:
+    """Return which points lie in a picture, and where it is not masked, (N,) bool.
+
+    Parameters
+    ----------
+    pixels : ndarray of shape (N, 2), float64
+        Px; may be nan.
+    camera : CameraModel
+        Of the picture.
+    mask : ndarray of shape (H, W), uint8, optional
+        0 = ignored.
+    """
+    size = np.array([camera.width, camera.height])
+    inside = np.all((pixels >= 0) & (pixels < size), axis=1)  # False for nan
+    if mask is not None:
+        x, y = pixels[inside].astype(np.int64).T
+        inside[inside] = mask[y, x] > 0
+    return np.asarray(inside)
 
 
 def read_mask_file(path: Path) -> ByteArray:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgeloc.clock import Clock, MonotonicClock
 from edgeloc.config import RunConfig
+from edgeloc.runtime.aids import open_aids
 from edgeloc.runtime.channel import (
     Answer,
     Bell,
@@ -187,8 +188,9 @@ def run_estimator(control: Control, line: Line, config: RunConfig) -> None:
         offers=True,
         clock=clock,
     )
+    aids = open_aids(config, site.manifest, camera, clock)
     estimator = make_estimator(
-        options, site, camera, clock if recorder is None else recorder.clock
+        options, site, camera, clock if recorder is None else recorder.clock, aids=aids
     )
     line.attach_images(size)
     worker = EstimatorWorker(
@@ -213,5 +215,6 @@ def run_estimator(control: Control, line: Line, config: RunConfig) -> None:
         wait_for([line.frame_for_estimator, control], _IDLE_S)
         line.frame_for_estimator.clear()
         control.receive()
+    aids.close()
     if recorder is not None:
         recorder.close()

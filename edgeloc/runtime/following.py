@@ -280,7 +280,7 @@ class Following:
         unconfirmed_s = max(timestamp_ns - self._confirmed_ns, 0) / _NS_PER_S
         if tracked.tracks is None or unconfirmed_s > self._options.max_unconfirmed_s:
             # Kept for the next frame: this one may only have been covered.
-            return _lost_like(tracked.candidate)
+            return lost_like(tracked.candidate)
         candidate = _widened(
             tracked.candidate, 1.0 + unconfirmed_s / self._options.drift_s
         )
@@ -326,7 +326,7 @@ class Following:
             strong = candidate.num_inliers >= self._options.strong_inliers
             known = prediction is not None and prediction.usable
             if known and not strong:
-                return _lost_like(candidate, Cause.AMBIGUOUS)
+                return lost_like(candidate, Cause.AMBIGUOUS)
             self._restart_motion(timestamp_ns, candidate)
         assert candidate.cam_from_world is not None
         self._drift(timestamp_ns, candidate.cam_from_world)
@@ -630,7 +630,7 @@ def _lost(cause: Cause) -> Candidate:
     return Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=cause)
 
 
-def _lost_like(candidate: Candidate, cause: Cause | None = None) -> Candidate:
+def lost_like(candidate: Candidate, cause: Cause | None = None) -> Candidate:
     """Return a LOST candidate that keeps what was looked at."""
     if cause is None:
         cause = Cause.FEW_MATCHES if candidate.cause is Cause.NONE else candidate.cause

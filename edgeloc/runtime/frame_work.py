@@ -11,19 +11,24 @@ from edgeloc.features.extract import extract_prepared, prepare_image, to_grey
 from edgeloc.inference.network import Submitted
 from edgeloc.localize.candidate import Candidate, FrameTrace, Query
 from edgeloc.localize.interpolate import nearest_keyframes
+from edgeloc.localize.pose_prior import PosePrior, plausible_keyframes
 from edgeloc.runtime.following import Prediction
-from edgeloc.runtime.ladder import STEPS, Attempt
+from edgeloc.runtime.ladder import STEPS, Attempt, step_cost_ns
 from edgeloc.runtime.site_parts import SiteParts
 from edgeloc.types import (
     ByteArray,
     Frame,
     FrameBudget,
+    IntArray,
     PoseEstimate,
     RetrievalResult,
 )
 
 _NUM_NEAR = 3
 """Keyframes around the last fix that are looked at whatever retrieval says."""
+
+_REACH_KEYFRAMES = 8.0
+"""Keyframes help within so many distances of keyframes from the camera."""
 
 
 class FrameWork:
@@ -44,6 +49,8 @@ class FrameWork:
     ----------
     prediction : Prediction or None
         Where the camera should be, from the frames before.
+    measured, prior : PosePrior
+        What other sensors say about the frame, and the part of it that is believed.
     attempt : Attempt
         The step of the ladder that is being taken, with its knobs.
     candidates : dict of str to Candidate
@@ -52,6 +59,8 @@ class FrameWork:
         Steps for which there was no time.
     done : set of str
         Stages that ran.
+    num_compared : int
+        Keyframes that retrieval compared with the frame.
     """
 
     def __init__(
@@ -66,6 +75,7 @@ class FrameWork:
         self.budget = budget
         self.offer = offer
         self.prediction: Prediction | None = None
+        self.measured = self.prior = PosePrior()
         self.attempt = Attempt(step=STEPS["lost"])
         self.candidates: dict[str, Candidate] = {}
         self.skipped: set[str] = set()
@@ -74,6 +84,8 @@ class FrameWork:
         self._begun: Submitted | None = None
         self._query: Query | None = None
         self._retrieved: RetrievalResult | None = None
+        self._narrowed = self._anywhere = False
+        self.num_compared = 0
 
     @property
     def has_no_features(self) -> bool:
@@ -95,6 +107,23 @@ class FrameWork:
                 self._grey = image.copy() if image.ndim == 2 else to_grey(image)
         return self._grey
 
+    def mask(self) -> ByteArray | None:
+        """Return where features are unwanted, (H, W) uint8, 0 there; None = nowhere.
+
+        It may cost what the step that is taken leaves of the frame's time.
+        """
+        parts, attempt = self._parts, self.attempt
+        if parts.masks is None:
+            return None
+        needed_ns = step_cost_ns(
+            attempt.step,
+            parts.timer,
+            setting=attempt.setting,
+            done=frozenset(self.done),
+        )
+        spare_ns = self.budget.remaining_ns - needed_ns
+        return parts.masks.mask(self.frame, parts.timer, spare_ns=spare_ns)
+
     def query(self) -> Query:
         """Return the local features; without a global descriptor before `retrieved`."""
         if self._query is None:
@@ -107,12 +136,14 @@ class FrameWork:
                 prepared = prepare_image(
                     self.frame.image, parts.family, max_side_px=spec.max_side_px
                 )
+            mask = self.mask()
             wanted = parts.options.max_keypoints or spec.max_keypoints
             with parts.timer.stage("features", setting=attempt.setting):
                 features = extract_prepared(
                     prepared,
                     parts.family,
                     max_keypoints=max(1, round(wanted * attempt.settings.keypoints)),
+                    mask=mask,
                 )
                 descriptors = parts.family.decode(features.descriptors)
             self.done.update(("preprocess", "features"))
@@ -123,6 +154,14 @@ class FrameWork:
                 global_descriptor=np.zeros(parts.retrieval.dim, np.float32),
             )
         return self._query
+
+    def widen(self) -> bool:
+        """Look everywhere from now on, and return whether that is anything new."""
+        if not self._narrowed or self._anywhere:
+            return False
+        self._anywhere, self._retrieved = True, None
+        self.done.discard("retrieve")
+        return True
 
     def retrieved(self) -> RetrievalResult:
         """Return the keyframes that look like the frame, and those around the prior."""
@@ -140,9 +179,11 @@ class FrameWork:
     def _search(self, query: Query) -> RetrievalResult:
         parts, prediction = self._parts, self.prediction
         keyframes = parts.site.keyframes
+        among = None if self._anywhere else self._plausible()
         found = parts.index.search(
-            query.global_descriptor, k=parts.options.num_retrieved
+            query.global_descriptor, k=parts.options.num_retrieved, among=among
         )
+        self.num_compared += parts.index.num_compared
         if prediction is None or not prediction.usable:
             return found
         near = nearest_keyframes(keyframes, prediction.cam_from_world, k=_NUM_NEAR)
@@ -158,3 +199,16 @@ class FrameWork:
                 [found.scores, np.minimum(scores[order], floor)]
             ).astype(np.float32),
         )
+
+    def _plausible(self) -> IntArray | None:
+        """Return the rows of keyframes that the prior allows; None = all.
+
+        A prior that allows none is of another place than the map's, or wrong.
+        """
+        parts = self._parts
+        reach = _REACH_KEYFRAMES * parts.coarse.keyframe_spacing
+        rows = plausible_keyframes(self.prior, parts.site.keyframes, reach=reach)
+        if rows is None or len(rows) == 0:
+            return None
+        self._narrowed = True
+        return rows

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from edgeloc.errors import TileFormatError
+from edgeloc.features.mask import inside_image
+from edgeloc.geometry.camera import project
+from edgeloc.geometry.upright import Vertical
 from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.localize.structure import StructureOptions, relocalize
@@ -33,13 +38,21 @@ class StructureMethod:
 
     def __init__(self, parts: SiteParts) -> None:
         self._parts = parts
+        self._local_maps: list[LocalMap] = []
 
     def answer(self, work: FrameWork) -> Candidate:
         """See `edgeloc.runtime.methods.Method`."""
         if len(work.query().features) == 0:
             return replace(LOST, cause=Cause.FEW_FEATURES)
         retrieved = work.retrieved()
-        return self.solve(work.query(), retrieved, attempt=work.attempt)
+        fix = self.solve(
+            work.query(),
+            retrieved,
+            attempt=work.attempt,
+            vertical=work.prior.vertical,
+        )
+        self._note(work, fix)
+        return fix
 
     def solve(
         self,
@@ -47,6 +60,7 @@ class StructureMethod:
         retrieved: RetrievalResult,
         *,
         attempt: Attempt = FULL_ATTEMPT,
+        vertical: Vertical | None = None,
     ) -> Candidate:
         """Try the best few keyframes, and all of them where those do not carry far.
 
@@ -58,6 +72,8 @@ class StructureMethod:
             Keyframes, best first.
         attempt : Attempt
             The knobs.
+        vertical : Vertical, optional
+            Which way is down.
         """
         parts, settings = self._parts, attempt.settings
         options = parts.options
@@ -85,6 +101,7 @@ class StructureMethod:
                     comparison,
                     structure=structure,
                     setting=attempt.setting,
+                    vertical=vertical,
                 )
                 if (
                     candidate.status is PoseStatus.LOCALIZED
@@ -105,14 +122,18 @@ class StructureMethod:
         *,
         structure: StructureOptions,
         setting: int,
+        vertical: Vertical | None,
     ) -> Candidate:
         parts = self._parts
         site, timer, load = parts.site, parts.timer, parts.tiles.load
 
         def load_local_map(keyframe_ids: IntArray) -> LocalMap:
             with timer.stage("local_map"):
-                return assemble_local_map(load, site, keyframe_ids)
+                local_map = assemble_local_map(load, site, keyframe_ids)
+            self._local_maps.append(local_map)
+            return local_map
 
+        self._local_maps = []
         ids = retrieved.keyframe_ids
         with timer.stage("local_map"):
             visible = visible_point3D_ids(load, site, ids)
@@ -126,4 +147,31 @@ class StructureMethod:
                 comparison=comparison,
                 calibration=parts.calibration,
                 options=structure,
+                vertical=vertical,
+                weigh=None if parts.record is None else parts.record.weights,
             )
+
+    def _note(self, work: FrameWork, fix: Candidate) -> None:
+        """Note which landmarks should have been found by a strong fix, and were."""
+        record, camera = self._parts.record, self._parts.camera
+        pose = fix.cam_from_world
+        if (
+            record is None
+            or pose is None
+            or fix.matches is None
+            or fix.num_inliers < self._parts.options.follow.strong_inliers
+            or not record.wants(work.frame.timestamp_ns, pose.origin_in_a)
+        ):
+            return
+        found_ids = fix.matches.point3D_ids[fix.inlier_mask]
+        for local_map in self._local_maps:
+            if np.isin(found_ids[0], local_map.point3D_ids):
+                pixels, seen = project(camera, pose.transform(local_map.points3D))
+                expected = seen & inside_image(pixels, camera, mask=work.mask())
+                record.note(
+                    local_map.point3D_ids[expected],
+                    found_ids,
+                    timestamp_ns=work.frame.timestamp_ns,
+                    center=pose.origin_in_a,
+                )
+                return

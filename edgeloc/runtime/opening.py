@@ -11,6 +11,7 @@ from edgeloc.config import RunConfig
 from edgeloc.errors import ConfigError
 
 if TYPE_CHECKING:
+    from edgeloc.runtime.aids import Aids
     from edgeloc.runtime.estimator import Estimator
     from edgeloc.runtime.estimator_options import EstimatorOptions
     from edgeloc.runtime.frame_source import FrameSource
@@ -155,7 +156,12 @@ def open_run_recorder(
 
 
 def make_estimator(
-    options: EstimatorOptions, site: Site, camera: CameraModel, clock: Clock
+    options: EstimatorOptions,
+    site: Site,
+    camera: CameraModel,
+    clock: Clock,
+    *,
+    aids: Aids | None = None,
 ) -> Estimator:
     """Return an estimator that has run every stage once.
 
@@ -166,7 +172,9 @@ def make_estimator(
     """
     from edgeloc.runtime.estimator import Estimator
 
-    estimator = Estimator(site=site, camera=camera, options=options, clock=clock)
+    estimator = Estimator(
+        site=site, camera=camera, options=options, clock=clock, aids=aids
+    )
     estimator.warm_up()
     return estimator
 

@@ -313,6 +313,10 @@ class PriorTrust:
     _agreed: dict[str, int] = field(default_factory=dict, init=False)
     """Of parts that are not believed: fixes in a row that they agreed with."""
 
+    def forget(self) -> None:
+        """Believe everything again."""
+        self._agreed.clear()
+
     def believed(self, prior: PosePrior) -> PosePrior:
         """Return a prior without the parts that are not believed."""
         return replace(prior, **dict.fromkeys(self._agreed))

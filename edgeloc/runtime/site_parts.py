@@ -13,6 +13,8 @@ from edgeloc.localize.comparison import DecodeLandmarks
 from edgeloc.localize.interpolate import CoarseCalibration
 from edgeloc.localize.structure import FixCalibration, StructureOptions, structure_for
 from edgeloc.runtime.estimator_options import EstimatorOptions
+from edgeloc.runtime.landmark_record import LandmarkRecord
+from edgeloc.runtime.masking import FrameMasks
 from edgeloc.runtime.site_models import (
     open_keyframe_index,
     open_landmark_decoder,
@@ -55,6 +57,10 @@ class SiteParts:
         Of fixes against landmarks, seeded.
     timer : StageTimer
         Times every stage of a frame.
+    masks : FrameMasks or None
+        Where no features are wanted.
+    record : LandmarkRecord or None
+        Which landmarks are still there; None where frames are by themselves.
     """
 
     site: Site
@@ -69,6 +75,8 @@ class SiteParts:
     coarse: CoarseCalibration
     structure: StructureOptions
     timer: StageTimer
+    masks: FrameMasks | None = None
+    record: LandmarkRecord | None = None
 
 
 def open_site_parts(
@@ -78,6 +86,8 @@ def open_site_parts(
     *,
     clock: Clock,
     family: FeatureFamily | None = None,
+    retrieval: Retrieval | None = None,
+    masks: FrameMasks | None = None,
 ) -> SiteParts:
     """Open what a site was built with.
 
@@ -93,6 +103,10 @@ def open_site_parts(
         What tells the time.
     family : FeatureFamily, optional
         Describes frames in place of the site's own family: a variant of it.
+    retrieval : Retrieval, optional
+        Makes global descriptors in place of the site's own.
+    masks : FrameMasks, optional
+        Where no features are wanted.
 
     Raises
     ------
@@ -104,7 +118,9 @@ def open_site_parts(
     """
     family = family or open_site_family(site, options=options.backend)
     index = open_keyframe_index(site)
-    retrieval = open_site_retrieval(site, dim=index.dim, options=options.backend)
+    retrieval = retrieval or open_site_retrieval(
+        site, dim=index.dim, options=options.backend
+    )
     try:
         coarse = CoarseCalibration.from_arrays(site.retrieval_arrays)
         calibration = FixCalibration.of_site(
@@ -126,4 +142,8 @@ def open_site_parts(
         coarse=coarse,
         structure=replace(structure, pnp=replace(structure.pnp, seed=options.seed)),
         timer=StageTimer(clock),
+        masks=masks,
+        record=None
+        if options.cold
+        else LandmarkRecord(min_moved=coarse.keyframe_spacing),
     )

@@ -120,6 +120,57 @@ def test_budget_must_be_a_sensible_number(value):
     ]
 
 
+def test_options_of_other_sensors_become_values():
+    config = resolve_run_config(
+        {
+            **BOTH,
+            "gnss": "tcp://10.0.0.2:5000",
+            "gnss_sigma_m": "3",
+            "compass": True,
+            "compass_offset_deg": "-90",
+            "gravity": "0,0.9,-0.1",
+            "mask": "hood.toml",
+        }
+    )
+    assert config.gnss_sigma_m == 3.0
+    assert config.compass_offset_deg == -90.0
+    assert config.gravity == "0,0.9,-0.1"
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (
+            {"compass": True},
+            "--compass reads the sentences of --gnss SOURCE, which is missing",
+        ),
+        (
+            {"gravity": "nmea", "gnss_sigma_m": "2"},
+            "--gnss-sigma-m reads the sentences of --gnss SOURCE, which is missing; "
+            "--gravity nmea reads the sentences of --gnss SOURCE, which is missing",
+        ),
+        (
+            {"gravity": "down"},
+            "--gravity must be nmea or a direction such as 0,1,0, got 'down'",
+        ),
+        (
+            {"gravity": "0,0,0"},
+            "--gravity must be nmea or a direction such as 0,1,0, got '0,0,0'",
+        ),
+        (
+            {"gnss": "g", "gnss_latency_ms": "-1"},
+            "--gnss-latency-ms must be from 0 to 10000, got '-1'",
+        ),
+        (
+            {"ignore_classes": "car"},
+            "--ignore-classes is for --segmenter, which is missing",
+        ),
+    ],
+)
+def test_options_of_other_sensors_that_make_no_sense(given, problem):
+    assert "; ".join(problems_of({**BOTH, **given})) == problem
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
