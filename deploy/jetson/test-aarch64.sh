@@ -10,7 +10,7 @@
 #
 #   edgeloc-doctor, edgeloc-run --check, edgeloc-run --demo, pytest
 #
-# DIR is kept: a second run with the same DIR begins with the wheels. Emulated code is
+# DIR is kept: a second run with the same DIR installs only what is new. Emulated code is
 # 10 to 30 times slower than a board: tests that measure real time are left out.
 set -euo pipefail
 
@@ -81,6 +81,7 @@ inside() {
     mount --make-rprivate /
     mount -t proc proc "$1/proc"
     mount --rbind /dev "$1/dev"
+    mount --rbind /sys "$1/sys"
     root=$1; shift
     exec chroot "$root" /usr/bin/env -i HOME=/root LANG=C.UTF-8 QEMU_CPU="$QEMU_CPU" \
       OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 \
@@ -109,9 +110,10 @@ fetch_wheels() {
 
 install() {
   say "installing"
-  rm -rf "$ROOT/opt/edgeloc"
-  inside python3 -m venv /opt/edgeloc
+  [ -e "$ROOT/opt/edgeloc/bin/pip" ] || inside python3 -m venv /opt/edgeloc
   inside sh -c 'pip install --quiet --no-index --find-links=/wheels edgeloc'
+  # A wheel of the same version may be of another tree.
+  inside sh -c 'pip install --quiet --no-deps --force-reinstall /wheels/edgeloc-*.whl'
   say "installed footprint: $(du -sm "$ROOT/opt/edgeloc" | cut -f1) MB"
   inside pip list --format=freeze | tr '\n' ' '
   echo

@@ -7,6 +7,7 @@ from pathlib import Path
 import onnx
 
 from edgeloc.inference.manifest import InputSpec, ModelManifest
+from edgeloc_tools.learn.graph import to_bytes
 from edgeloc_tools.learn.networks import (
     SIZE_MULTIPLE,
     STRIDE,
@@ -15,6 +16,7 @@ from edgeloc_tools.learn.networks import (
     Trunk,
 )
 from edgeloc_tools.learn.onnx_graph import GraphBuilder
+from edgeloc_tools.learn.shorten import shorten
 from edgeloc_tools.model_files import write_model
 
 LICENSE = "Apache-2.0"
@@ -156,7 +158,7 @@ def write_feature_model(
         license=LICENSE,
         source=source,
     )
-    return write_model(folder, manifest, feature_graph(net).SerializeToString())
+    return write_model(folder, manifest, to_bytes(shorten(feature_graph(net))))
 
 
 def write_retrieval_model(
@@ -178,7 +180,7 @@ def write_retrieval_model(
         Height and width of its input.
     """
     height, width = size
-    graph = retrieval_graph(net, width=width, height=height)
+    graph = shorten(retrieval_graph(net, width=width, height=height))
     manifest = ModelManifest(
         name=name,
         role="retrieval",
@@ -194,4 +196,4 @@ def write_retrieval_model(
         license=LICENSE,
         source=source,
     )
-    return write_model(folder, manifest, graph.SerializeToString())
+    return write_model(folder, manifest, to_bytes(graph))
