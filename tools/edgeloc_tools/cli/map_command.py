@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ from edgeloc.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeloc_tools.datasets.recording import Recording
+    from edgeloc_tools.mapping.options import BuildOptions
 
 EXAMPLES = """\
   edgeloc-build map --format 7scenes --input redkitchen --split train --stride 5 -o s/
@@ -35,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FORMAT:DIR[#SPLIT]",
-        help="another recording of the place in the same world frame, as by night; "
-        "may be repeated",
+        help="another recording of the place, as by night, in the same world frame "
+        "(else see --align); may be repeated",
     )
     add_mask_arguments(parser)
     parser.add_argument(
@@ -45,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make the world east, north, up on Earth, which priors need: gnss (fit to "
         "the fixes of the recording) or LAT,LON,ALT[,HEADING] of the world's origin "
         "(degrees, m above the ellipsoid) and y axis (clockwise from north)",
+    )
+    parser.add_argument(
+        "--align",
+        action="store_true",
+        help="the recordings of --also have world frames of their own: find where they "
+        "lie by localizing their images in a map of the first",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="SITE", help="site folder"
@@ -161,6 +171,46 @@ def _georeferenced(recording: Recording, how: str, *, seed: int) -> Recording:
     return placed
 
 
+def _aligned(
+    recordings: Sequence[Recording],
+    args: argparse.Namespace,
+    *,
+    options: BuildOptions,
+    work: Path,
+) -> list[Recording]:
+    """Bring all recordings but the first into the first one's world frame."""
+    from edgeloc.tiles.reader import open_site
+    from edgeloc_tools.cli.mask_options import masked_from_arguments
+    from edgeloc_tools.evaluate.place_recording import place_recording
+    from edgeloc_tools.mapping.build import build_site
+    from edgeloc_tools.progress import StderrProgress
+
+    first, *others = recordings
+    if not others:
+        raise ConfigError("--align: there is nothing to align without --also")
+    progress = StderrProgress()
+    aligned = [first]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "first"
+        build_site(
+            masked_from_arguments(args, first),
+            out=path,
+            options=replace(options, store="landmarks", budget_bytes=None, curve=False),
+            work=work,
+            progress=progress,
+        )
+        for other in others:
+            placed = place_recording(other, open_site(path), progress=progress)
+            aligned.append(placed.recording)
+            print(
+                f"{other.name}: {placed.num_localized} of {placed.num_asked} images "
+                f"localized in {first.name}, {placed.num_agree} agree within "
+                f"{placed.rmse:.3g} on where it lies (scale {placed.scale:.4g})",
+                file=sys.stderr,
+            )
+    return aligned
+
+
 def run(args: argparse.Namespace) -> int:
     """Build the site; its facts go to stdout as JSON."""
     from edgeloc.inference.backend import BackendOptions
@@ -179,32 +229,37 @@ def run(args: argparse.Namespace) -> int:
         and any(output.iterdir() if output.is_dir() else [output])
     ):
         raise ConfigError(f"{output}: exists and is not a site; choose another folder")
-    recording = join_recordings(
-        [
-            open_from_arguments(args),
-            *(open_named(text, option="--also") for text in args.also),
-        ]
+    options = BuildOptions(
+        features=args.features,
+        retrieval=args.retrieval,
+        backend=BackendOptions(backend="ort-cpu", threads=args.threads),
+        max_keypoints=args.max_keypoints,
+        max_side_px=args.max_side_px,
+        use_depth=not args.no_depth,
+        store=args.store,
+        features_per_keyframe=args.features_per_keyframe,
+        budget_bytes=_budget_bytes(args.budget_mb),
+        code_bytes=args.code_bytes,
+        curve=args.report is not None,
+        seed=args.seed,
     )
+    work = args.work or output.with_name(output.name + ".work")
+    recordings = [
+        open_from_arguments(args),
+        *(open_named(text, option="--also") for text in args.also),
+    ]
+    if args.align:
+        recordings = _aligned(
+            recordings, args, options=options, work=work.with_name(f"{work.name}-first")
+        )
+    recording = join_recordings(recordings)
     if args.geo_reference is not None:
         recording = _georeferenced(recording, args.geo_reference, seed=args.seed)
     result = build_site(
         masked_from_arguments(args, recording),
         out=output,
-        options=BuildOptions(
-            features=args.features,
-            retrieval=args.retrieval,
-            backend=BackendOptions(backend="ort-cpu", threads=args.threads),
-            max_keypoints=args.max_keypoints,
-            max_side_px=args.max_side_px,
-            use_depth=not args.no_depth,
-            store=args.store,
-            features_per_keyframe=args.features_per_keyframe,
-            budget_bytes=_budget_bytes(args.budget_mb),
-            code_bytes=args.code_bytes,
-            curve=args.report is not None,
-            seed=args.seed,
-        ),
-        work=args.work or output.with_name(output.name + ".work"),
+        options=options,
+        work=work,
         progress=StderrProgress(),
     )
     if args.report is not None:
