@@ -108,19 +108,18 @@ def scene_points(head: Head, rows: Float32Array) -> ScenePoints:
     ModelError
         When the head fails, or gives something else.
     """
-    tensor = np.ascontiguousarray(rows.T)[None, :, None, :]
-    outputs = head.run(tensor)
+    outputs = head.run(np.ascontiguousarray(rows)[None, None])
     num = len(rows)
     points, log_sigma = outputs["points"], outputs["log_sigma"]
-    if points.shape != (1, 3, 1, num) or log_sigma.shape != (1, 1, 1, num):
+    if points.shape != (num, 3) or log_sigma.shape != (num, 1):
         raise ModelError(
             f"{head.path}: gives points {points.shape} and log_sigma "
-            f"{log_sigma.shape} of {num} descriptors, expected (1, 3, 1, {num}) and "
-            f"(1, 1, 1, {num})"
+            f"{log_sigma.shape} of {num} descriptors, expected ({num}, 3) and "
+            f"({num}, 1)"
         )
     return ScenePoints(
-        points3D=points[0, :, 0].T.astype(np.float64) + np.array(head.spec.origin),
-        sigmas=np.exp(np.clip(log_sigma[0, 0, 0], -_MAX_LOG_SIGMA, _MAX_LOG_SIGMA)),
+        points3D=points.astype(np.float64) + np.array(head.spec.origin),
+        sigmas=np.exp(np.clip(log_sigma[:, 0], -_MAX_LOG_SIGMA, _MAX_LOG_SIGMA)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Train a feature or a retrieval network on photos and posed recordings."""
+"""Train a feature or retrieval network on photos, or a head of a site."""
 
 from __future__ import annotations
 
@@ -14,24 +14,42 @@ EXAMPLES = """\
   edgeloc-build train features --photos photos/ -o run/
   edgeloc-build train features --photos photos/ --set steps=20000 -o run/
   edgeloc-build train retrieval --photos photos/ --start run/checkpoint.npz -o places/
+  edgeloc-build train scene-coords --site site/ --recording 7scenes:redkitchen#train
+  edgeloc-build train regress --site site/ --recording 7scenes:redkitchen#train
+
+scene-coords and regress make a site its next version, which carries the head; give the
+recording that it was built from, with the same --stride or --frames.
 
 An interrupted training goes on when the same command is given again."""
 
 _NAMES = {"features": "edgeloc-features", "retrieval": "edgeloc-retrieval"}
+_HEADS = ("scene-coords", "regress")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the subcommand."""
-    parser.add_argument("role", choices=sorted(_NAMES), help="what is trained")
     parser.add_argument(
-        "--photos", type=Path, required=True, metavar="DIR", help="folder of photos"
+        "role", choices=(*sorted(_NAMES), *_HEADS), help="what is trained"
+    )
+    parser.add_argument(
+        "--photos", type=Path, metavar="DIR", help="folder of photos (not for heads)"
+    )
+    parser.add_argument(
+        "--site", type=Path, metavar="SITE", help="site that gets the head"
     )
     parser.add_argument(
         "--recording",
         action="append",
         default=[],
         metavar="FORMAT:DIR[#SPLIT]",
-        help="posed recording with depth, for pairs with parallax; may be repeated",
+        help="posed recording with depth, for pairs with parallax; may be repeated. Of "
+        "a head: what the site was built from",
+    )
+    parser.add_argument(
+        "--stride", type=int, default=1, metavar="N", help="every N-th image (heads)"
+    )
+    parser.add_argument(
+        "--frames", metavar="A:B[:S]", help="slice of the images (heads)"
     )
     parser.add_argument("--recipe", type=Path, metavar="TOML", help="options")
     parser.add_argument(
@@ -57,9 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         type=Path,
-        required=True,
         metavar="DIR",
-        help="checkpoint, log, and at the end the model with manifest and card",
+        help="checkpoint, log, and at the end the model with manifest and card; of a "
+        "head by default SITE.ROLE",
     )
 
 
@@ -96,8 +114,13 @@ def run(args: argparse.Namespace) -> int:
             "edgeloc-build train needs PyTorch; pip install 'edgeloc[train]'"
         ) from exc
     del torch
+    if args.role in _HEADS:
+        return _run_head(args)
     from edgeloc_tools.learn import training_session
 
+    for option in ("photos", "output"):
+        if getattr(args, option) is None:
+            raise ConfigError(f"train {args.role}: --{option} is missing")
     manifest = training_session.train(
         training_session.Request(
             role=args.role,
@@ -112,4 +135,50 @@ def run(args: argparse.Namespace) -> int:
         )
     )
     print(json.dumps({"manifest": str(manifest)}))
+    return EXIT_OK
+
+
+def _run_head(args: argparse.Namespace) -> int:
+    """Train a head of a site; its facts go to stdout as JSON."""
+    from edgeloc_tools.datasets.registry import open_named, select_frames
+    from edgeloc_tools.learn.recipe import load_recipe
+    from edgeloc_tools.learn.regress_session import train_regress_head
+    from edgeloc_tools.learn.scene_session import train_scene_head
+    from edgeloc_tools.learn.train_regress import RegressRecipe
+    from edgeloc_tools.learn.train_scene_coords import SceneRecipe
+    from edgeloc_tools.progress import StderrProgress
+
+    if args.site is None or len(args.recording) != 1:
+        raise ConfigError(
+            f"train {args.role}: give --site, and with --recording FORMAT:DIR[#SPLIT] "
+            "the one recording that it was built from"
+        )
+    for option in ("photos", "start"):
+        if getattr(args, option) is not None:
+            raise ConfigError(f"train {args.role}: takes no --{option}")
+    site = Path(args.site)
+    recording = select_frames(
+        open_named(args.recording[0], option="--recording"),
+        stride=args.stride,
+        frames=args.frames,
+    )
+    out = args.output or site.with_name(f"{site.name}.{args.role}")
+    changes = parse_changes(args.set)
+    if args.role == "scene-coords":
+        facts = train_scene_head(
+            site,
+            recording,
+            out=out,
+            recipe=load_recipe(args.recipe, SceneRecipe, changes),
+            progress=StderrProgress(),
+        )
+    else:
+        facts = train_regress_head(
+            site,
+            recording,
+            out=out,
+            recipe=load_recipe(args.recipe, RegressRecipe, changes),
+            progress=StderrProgress(),
+        )
+    print(json.dumps(facts, indent=2))
     return EXIT_OK

@@ -27,6 +27,16 @@ _NOTES = {
         "Input: one grey image, (1, 1, 240, 320) in [0, 1]. Output: one L2-normalised "
         "global descriptor; alike places have a large dot product."
     ),
+    "scene_coords": (
+        "Input: descriptors of keypoints, (1, 1, N, D). Outputs: where in the world "
+        "they are, relative to the origin in the manifest, and the logarithm of the "
+        "standard deviation of that along each axis, m. It serves one site only."
+    ),
+    "regress": (
+        "Input: mean descriptors of the cells of a view, (1, D, rows, columns). "
+        "Outputs: the camera centre, relative to the origin in the manifest, m, and "
+        "the first two rows of the rotation of cam_from_world. It serves one site only."
+    ),
 }
 
 
@@ -73,7 +83,7 @@ def write_card(
         Where the model is.
     name : str
         Of the model.
-    role : {"features", "retrieval"}
+    role : {"features", "retrieval", "scene_coords", "regress"}
         What it is for.
     recipe : mapping
         Of the training.
