@@ -24,7 +24,7 @@ from edgeloc.geometry.se3 import cross_rows, exp_so3
 from edgeloc.types import BoolArray, FloatArray, IntArray, Rigid3
 
 _CHI2_1DOF_MEDIAN = 0.4549
-_NUM_STEPS = 20
+_NUM_STEPS = 10
 _MIN_PARALLAX_SIGMAS = 4.0
 """Below it, a match may well be one of a point at infinity, whose rays meet for every
 translation; the derivatives are then those of its noise."""

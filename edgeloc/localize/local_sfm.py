@@ -55,7 +55,7 @@ class LocalSfmOptions:
 
     match: MatchOptions = field(default_factory=MatchOptions)
     triangulation: TriangulationOptions = field(
-        default_factory=lambda: TriangulationOptions(num_hypotheses=6, num_iterations=5)
+        default_factory=lambda: TriangulationOptions(num_hypotheses=3, num_iterations=4)
     )
     pnp: PnpOptions = field(default_factory=PnpOptions)
     integrity: IntegrityOptions = field(default_factory=IntegrityOptions)

@@ -87,7 +87,7 @@ class RelativeOptions:
     """
 
     match: MatchOptions = field(default_factory=MatchOptions)
-    max_pairs: int = 5
+    max_pairs: int = 4
     min_matches: int = 12
     max_error_px: float = 2.0
     max_rotation_deg: float = 10.0

@@ -197,7 +197,7 @@ def test_every_bit_of_the_text_flipped(original):
         (b'{"format": "zip"}', "format is 'zip', expected 'edgeloc-site'"),
         (
             b'{"format": "edgeloc-site", "format_version": 1}',
-            "format_version is 1, expected 2, all that this edgeloc reads",
+            "format_version is 1, expected 2 or 3, all that this edgeloc reads",
         ),
         (b'{"format": "edgeloc-site", "format_version": 2}', "build is missing"),
     ],
