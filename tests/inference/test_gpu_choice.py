@@ -235,3 +235,13 @@ def test_tensorrt_that_is_too_old_is_named(monkeypatch):
     monkeypatch.setattr(trt, "import_module", lambda name: Old)
     with pytest.raises(BackendUnavailableError, match=r"TensorRT 8\.6\.1 is here"):
         trt.TensorRt("tensorrt")
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "ort-cuda", "auto"])
+def test_heads_run_on_the_cpu_whatever_the_others_do(tmp_path, caplog, backend):
+    """They are a few products of matrices, and need no engine."""
+    model = load_model(write_model(tmp_path, RETRIEVAL, retrieval_network()))
+    head = replace(model, manifest=replace(model.manifest, role="regress"))
+    opened = open_backend(head, BackendOptions(backend=backend))
+    assert opened.describe().startswith("ort-cpu")
+    assert caplog.text == ""
