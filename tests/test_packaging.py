@@ -21,7 +21,9 @@ from edgeloc import __version__
 pytestmark = pytest.mark.packaging
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MAX_WHEEL_BYTES = 12_500_000
+MAX_WHEEL_BYTES = 12_000_000
+MAX_PACKAGE_BYTES = 20_000_000
+MAX_DEVICE_BYTES = 450_000_000
 DEMO = REPOSITORY / "edgeloc" / "demo"
 
 RUNTIME_REQUIREMENTS = {
@@ -36,6 +38,10 @@ EXTRAS = {"yaml", "sign", "poselib", "build", "train", "dev"}
 COMMANDS = {
     *("edgeloc-run", "edgeloc-doctor", "edgeloc-replay"),
     *("edgeloc-build", "edgeloc-eval"),
+}
+ONNXRUNTIME_NEEDS = {
+    *("flatbuffers", "packaging", "protobuf"),
+    *("coloredlogs", "humanfriendly", "sympy", "mpmath"),
 }
 # None of them is on a device.
 NOT_ON_A_DEVICE = (
@@ -124,6 +130,10 @@ def test_wheel_is_small_enough_for_a_slow_link(wheel):
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
 
 
+def test_installed_package_is_small(members):
+    assert sum(map(len, members.values())) < MAX_PACKAGE_BYTES
+
+
 def test_metadata_says_what_the_wheel_needs(metadata):
     assert metadata["Name"] == "edgeloc"
     assert metadata["Version"] == __version__
@@ -171,24 +181,51 @@ def closure_of(names) -> dict[str, importlib.metadata.Distribution]:
 
 
 @pytest.fixture(scope="module")
-def device(tmp_path_factory, wheel) -> Path:
+def requirements() -> dict[str, importlib.metadata.Distribution]:
+    """What a device installs besides the wheel."""
+    return closure_of(
+        name
+        for name, marker in RUNTIME_REQUIREMENTS.items()
+        if not marker or Requirement(f"{name}; {marker}").marker.evaluate()
+    )
+
+
+def link_packages(distributions, folder: Path) -> None:
+    """Make distributions of this environment importable from another folder."""
+    for distribution in distributions.values():
+        tops = {file.parts[0] for file in distribution.files}
+        for top in tops - {"..", "__pycache__"}:
+            if not (folder / top).exists():
+                target = Path(distribution.locate_file(top)).resolve()
+                (folder / top).symlink_to(target)
+
+
+def test_a_device_needs_little_room(members, requirements):
+    files = [
+        Path(distribution.locate_file(file))
+        for distribution in requirements.values()
+        for file in distribution.files
+        if "__pycache__" not in file.parts
+    ]
+    total = sum(file.stat().st_size for file in files if file.is_file())
+    assert total > 100_000_000  # they are there
+    assert total + sum(map(len, members.values())) < MAX_DEVICE_BYTES
+    assert set(requirements) == {
+        *("numpy", "opencv-python-headless", "onnxruntime", "scipy", "msgpack"),
+        *({"tomli"} if sys.version_info < (3, 11) else set()),
+        *(set(requirements) & ONNXRUNTIME_NEEDS),
+    }
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory, wheel, requirements) -> Path:
     """An environment with the wheel and its requirements, without pip or extras."""
     root = tmp_path_factory.mktemp("device")
     venv = root / "venv"
     done = run(sys.executable, "-m", "venv", "--without-pip", venv, cwd=root)
     assert done.returncode == 0, done.stderr
     (site_packages,) = venv.glob("lib/python*/site-packages")
-    required = [
-        name
-        for name, marker in RUNTIME_REQUIREMENTS.items()
-        if not marker or Requirement(f"{name}; {marker}").marker.evaluate()
-    ]
-    for distribution in closure_of(required).values():
-        tops = {file.parts[0] for file in distribution.files}
-        for top in tops - {"..", "__pycache__"}:
-            if not (site_packages / top).exists():
-                target = Path(distribution.locate_file(top)).resolve()
-                (site_packages / top).symlink_to(target)
+    link_packages(requirements, site_packages)
     done = run(
         *(sys.executable, "-m", "pip", "--python", venv / "bin" / "python"),
         *("install", "--no-deps", "--no-index", "--quiet", wheel),
@@ -287,3 +324,72 @@ def test_missing_extras_are_named_where_they_are_needed(on_device, tmp_path):
         assert message in done.stderr
         assert "pip install 'edgeloc[build]'" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+INSTALLER = REPOSITORY / "deploy" / "jetson" / "install.sh"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the installer is for Linux")
+def test_installer_from_nothing_to_poses_and_away(wheel, requirements, tmp_path):
+    """As on a board, below a folder; requirements come from here, not from an index."""
+    libraries, root = tmp_path / "libraries", tmp_path / "root"
+    libraries.mkdir()
+    link_packages(requirements, libraries)
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(libraries),
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_DEPS": "1",
+    }
+
+    def call(program, *arguments):
+        done = subprocess.run(
+            [str(program), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            cwd=tmp_path,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    install = (INSTALLER, "--allow-any", "--root", root)
+    out = call(*install, "--wheel", wheel, "--site", DEMO / "site")
+    assert "no Jetson" in out
+    configuration = (root / "opt" / "edgeloc" / "pyvenv.cfg").read_text("utf-8")
+    assert "include-system-site-packages = true" in configuration
+    options = root / "etc" / "edgeloc" / "run.toml"
+    assert (
+        options.read_bytes()
+        == (REPOSITORY / "deploy" / "systemd" / "run.toml").read_bytes()
+    )
+    unit = root / "etc" / "systemd" / "system" / "edgeloc.service"
+    assert "ExecStart=/opt/edgeloc/bin/edgeloc-run" in unit.read_text("utf-8")
+    link = root / "usr" / "local" / "bin" / "edgeloc-run"
+    assert str(link.readlink()) == "/opt/edgeloc/bin/edgeloc-run"
+    poses = call(
+        root / "opt" / "edgeloc" / "bin" / "edgeloc-run",
+        *("--camera", DEMO / "clip.mp4", "--map", root / "var/lib/edgeloc/site"),
+        *("--max-frames", "5", "--quiet"),
+    )
+    records = [json.loads(line) for line in poses.splitlines()]
+    assert [record["frame_id"] for record in records] == list(range(5))
+    assert any(record["status"] == "LOCALIZED" for record in records)
+
+    # Again, over options that somebody has changed.
+    options.write_text('camera = "/dev/video2"\n', "utf-8")
+    call(*install, "--wheel", wheel)
+    assert options.read_text("utf-8") == 'camera = "/dev/video2"\n'
+    call(*install, "--uninstall")
+    assert not (root / "opt" / "edgeloc").exists()
+    assert not unit.exists()
+    assert not link.is_symlink()
+    assert options.exists()
+    assert (root / "var/lib/edgeloc/site/site.json").exists()
+    call(*install, "--uninstall", "--purge")
+    assert not options.exists()
+    assert not (root / "var/lib/edgeloc").exists()
