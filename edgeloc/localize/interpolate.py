@@ -6,16 +6,16 @@ Works where the map's cameras passed near the query; always COARSE.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from edgeloc.features.keyframe_index import KeyframeIndex
 from edgeloc.geometry.se3 import mean_rotation, rotation_angle_rad
 from edgeloc.localize.candidate import Candidate
+from edgeloc.localize.rerank import RerankOptions, worths
 from edgeloc.tiles.layout import KeyframeTable
 from edgeloc.types import (
-    BoolArray,
     Cause,
     Float32Array,
     FloatArray,
@@ -27,6 +27,11 @@ from edgeloc.types import (
 )
 
 _NEAR_CHUNK = 256
+
+_SHIFTS, _STILL = 10, 1e-3
+"""Steps of mean shift, and the step, in bandwidths, after which there is no other."""
+_MEMBER = 0.1
+"""Kernel from which a pose belongs to the mode: 2.1 standard deviations."""
 
 WEIGHTINGS = ("ewb", "bdi", "csi")
 
@@ -40,20 +45,27 @@ class InterpolateOptions:
     weighting : {"ewb", "bdi", "csi"}
         Equal weights, barycentric descriptor interpolation, cosine similarity.
     num_keyframes : int
-        Retrieved keyframes looked at.
+        Keyframes looked at.
     csi_alpha : float
         Exponent of the cosine similarities.
     bdi_ridge : float
-        Regularisation of the barycentric weights.
-    max_angle_deg : float
-        Keyframes that look further away from the others are outliers.
+        Pull of the barycentric weights to those of the mode.
+    bandwidth_spacings : float
+        Standard deviation of the kernel over positions, in distances of keyframes.
+    bandwidth_deg : float
+        The same over rotations.
+    rerank : RerankOptions or None
+        How the retrieved keyframes are checked first, where they have features or
+        landmarks; None = not at all.
     """
 
-    weighting: str = "csi"
-    num_keyframes: int = 3
+    weighting: str = "bdi"
+    num_keyframes: int = 5
     csi_alpha: float = 8.0
-    bdi_ridge: float = 0.1
-    max_angle_deg: float = 40.0
+    bdi_ridge: float = 1.0
+    bandwidth_spacings: float = 8.0
+    bandwidth_deg: float = 30.0
+    rerank: RerankOptions | None = field(default_factory=RerankOptions)
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
@@ -62,6 +74,61 @@ class InterpolateOptions:
             )
         if self.num_keyframes < 1:
             raise ValueError(f"{self.num_keyframes=} must be >= 1")
+        for name in ("bdi_ridge", "bandwidth_spacings", "bandwidth_deg"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be > 0")
+
+
+_MAX_FACTOR = 4.0
+"""Held-out frames are too few to say more about how much less or more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpreadByScore:
+    """How the error of an interpolated pose goes with its best cosine.
+
+    ``sigma(score) = sigma * exp(slope * (middle - score))``, at most four times more or
+    less: the less a frame looks like the keyframes, the further it is away from them.
+
+    Parameters
+    ----------
+    middle : float
+        Cosine at which nothing changes.
+    position_slope, rotation_slope : float
+        At least 0; 0 = the same at every similarity.
+    """
+
+    middle: float = 0.0
+    position_slope: float = 0.0
+    rotation_slope: float = 0.0
+
+    def __post_init__(self) -> None:
+        values = (self.middle, self.position_slope, self.rotation_slope)
+        if not np.all(np.isfinite(values)) or min(values[1:]) < 0:
+            raise ValueError(f"coarse_spread {values}: slopes must be finite and >= 0")
+
+    def factors(self, score: float) -> tuple[float, float]:
+        """Return what standard deviations of position and rotation change by."""
+        low = self.middle - score
+        limit = np.log(_MAX_FACTOR)
+        slopes = np.array([self.position_slope, self.rotation_slope])
+        position, rotation = np.exp(np.clip(slopes * low, -limit, limit))
+        return float(position), float(rotation)
+
+    def to_array(self) -> Float32Array:
+        """Return what a site stores."""
+        values = [self.middle, self.position_slope, self.rotation_slope]
+        return np.array(values, np.float32)
+
+    @staticmethod
+    def from_array(values: Float32Array) -> SpreadByScore:
+        """Return what `to_array` was given; `ValueError` when it is wrong."""
+        if values.shape != (3,):
+            raise ValueError(f"coarse_spread has shape {values.shape}, expected (3,)")
+        middle, position, rotation = (float(v) for v in values)
+        return SpreadByScore(
+            middle=middle, position_slope=position, rotation_slope=rotation
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,22 +145,33 @@ class CoarseCalibration:
         Standard deviation of an interpolated rotation, per axis.
     keyframe_spacing : float
         Median distance from a keyframe to its nearest neighbour, m.
+    spread : SpreadByScore
+        How both standard deviations depend on the best cosine.
     """
 
     min_score: float
     position_sigma: float
     rotation_sigma_rad: float
     keyframe_spacing: float
+    spread: SpreadByScore = field(default_factory=SpreadByScore)
+
+    def sigmas(self, score: float) -> tuple[float, float]:
+        """Return the standard deviations, m and rad, at a best cosine."""
+        position, rotation = self.spread.factors(score)
+        return self.position_sigma * position, self.rotation_sigma_rad * rotation
 
     def to_arrays(self) -> Mapping[str, Float32Array]:
-        """Return the array that a site stores."""
+        """Return the arrays that a site stores."""
         values = [
             self.min_score,
             self.position_sigma,
             self.rotation_sigma_rad,
             self.keyframe_spacing,
         ]
-        return {"calibration": np.array(values, np.float32)}
+        return {
+            "calibration": np.array(values, np.float32),
+            "coarse_spread": self.spread.to_array(),
+        }
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, Float32Array]) -> CoarseCalibration:
@@ -102,26 +180,35 @@ class CoarseCalibration:
         if values.shape != (4,) or not np.all(np.isfinite(values)):
             raise ValueError("the retrieval model has no calibration of 4 numbers")
         min_score, position, rotation, spacing = (float(v) for v in values)
+        spread = arrays.get("coarse_spread")
         return CoarseCalibration(
             min_score=min_score,
             position_sigma=position,
             rotation_sigma_rad=rotation,
             keyframe_spacing=spacing,
+            # Sites of before have none: the same at every similarity.
+            spread=SpreadByScore()
+            if spread is None
+            else SpreadByScore.from_array(spread),
         )
 
 
-def equal_weights(descriptors: Float32Array) -> FloatArray:
+def equal_weights(scores: Float32Array) -> FloatArray:
     """Return 1/k for each of k keyframes (EWB)."""
-    return np.full(len(descriptors), 1.0 / len(descriptors))
+    return np.full(len(scores), 1.0 / len(scores))
 
 
 def barycentric_weights(
-    query: Float32Array, descriptors: Float32Array, *, ridge: float
+    query: Float32Array,
+    descriptors: Float32Array,
+    *,
+    ridge: float,
+    prior: FloatArray | None = None,
 ) -> FloatArray:
     """Return the weights of the barycentric descriptor interpolation (BDI) [1]_.
 
-    ``argmin |q - sum w_i d_i|^2 + ridge |w - 1/k|^2`` under ``sum w_i = 1``, solved in
-    closed form; negative weights are set to zero and the rest scaled to one.
+    ``argmin |q - sum w_i d_i|^2 + ridge |w - prior|^2`` under ``sum w_i = 1``, solved
+    in closed form; negative weights are set to zero and the rest scaled to one.
 
     Parameters
     ----------
@@ -130,7 +217,9 @@ def barycentric_weights(
     descriptors : ndarray of shape (K, G), float32
         Of the keyframes, L2-normalised.
     ridge : float
-        Pull to equal weights, > 0.
+        Pull to the prior, > 0.
+    prior : ndarray of shape (K,), float64, optional
+        Weights that sum to one; equal ones by default.
 
     Returns
     -------
@@ -145,44 +234,47 @@ def barycentric_weights(
     k = len(d)
     gram = d @ d.T + ridge * np.eye(k)
     ones = np.ones(k)
-    unconstrained = np.linalg.solve(gram, d @ query + ridge / k)
+    pull = np.full(k, 1.0 / k) if prior is None else prior
+    unconstrained = np.linalg.solve(gram, d @ query + ridge * pull)
     to_plane = np.linalg.solve(gram, ones)
     weights = unconstrained + to_plane * (1 - unconstrained.sum()) / to_plane.sum()
     weights = np.maximum(weights, 0.0)
     return np.asarray(weights / weights.sum())
 
 
-def cosine_weights(
-    query: Float32Array, descriptors: Float32Array, *, alpha: float
-) -> FloatArray:
+def cosine_weights(scores: Float32Array, *, alpha: float) -> FloatArray:
     """Return weights proportional to ``max(cosine, 0) ** alpha`` (CSI).
 
     Parameters
     ----------
-    query, descriptors : ndarray of shape (G,) and (K, G), float32
-        L2-normalised global descriptors.
+    scores : ndarray of shape (K,), float32
+        Cosines of global descriptors.
     alpha : float
         Exponent.
 
     Returns
     -------
     ndarray of shape (K,), float64
+        They sum to one.
     """
-    cosine = np.maximum(descriptors.astype(np.float64) @ query, 1e-6)
+    cosine = np.maximum(scores.astype(np.float64), 1e-6)
     # Relative to the largest, so that large exponents do not underflow.
     weights = (cosine / cosine.max()) ** alpha
     return np.asarray(weights / weights.sum())
 
 
-def consistent_keyframes(
+def pose_mode(
     centers: FloatArray,
     rotations: FloatArray,
-    scores: Float32Array,
+    weights: FloatArray,
     *,
-    max_distance: float,
-    max_angle_deg: float,
-) -> BoolArray:
-    """Return which retrieved keyframes lie together around the best supported one.
+    bandwidth: tuple[float, float],
+) -> FloatArray:
+    """Return how much each retrieved pose belongs to where most of them are.
+
+    Mean shift [1]_ with a Gaussian kernel over positions and rotations, from the pose
+    around which there is most weight: a wrong place among the retrieved ones has no
+    part in the mean, however far away it is.
 
     Parameters
     ----------
@@ -190,25 +282,47 @@ def consistent_keyframes(
         Camera centres, m.
     rotations : ndarray of shape (K, 3, 3), float64
         Of ``cam_from_world``.
-    scores : ndarray of shape (K,), float32
-        Similarities, descending.
-    max_distance : float
-        Largest distance to the best supported keyframe, m.
-    max_angle_deg : float
-        Largest angle to it.
+    weights : ndarray of shape (K,), float64
+        Of the poses, > 0.
+    bandwidth : (float, float)
+        Standard deviations of the kernel, m and rad.
 
     Returns
     -------
-    ndarray of shape (K,), bool
+    ndarray of shape (K,), float64
+        Kernel at the mode, in [0, 1].
+
+    References
+    ----------
+    .. [1] Comaniciu, Meer, "Mean shift: a robust approach toward feature space
+       analysis", TPAMI 2002; on rotations Subbarao, Meer, "Nonlinear mean shift over
+       Riemannian manifolds", IJCV 2009.
     """
-    distance = np.linalg.norm(centers[:, None] - centers[None], axis=2)
-    relative = np.einsum("aij,bkj->abik", rotations, rotations)
-    near = (distance <= max_distance) & (
-        rotation_angle_rad(relative) <= np.deg2rad(max_angle_deg)
+    position, angle = bandwidth
+
+    def kernel(offsets: FloatArray, relative: FloatArray) -> FloatArray:
+        squared = np.sum(offsets**2, axis=-1) / position**2
+        squared += (rotation_angle_rad(relative) / angle) ** 2
+        return np.asarray(np.exp(-0.5 * squared))
+
+    between = kernel(
+        centers[:, None] - centers[None],
+        np.einsum("aij,bkj->abik", rotations, rotations),
     )
-    support = near @ np.maximum(scores, 0.0)
-    # The first of equals is the most similar one.
-    return np.asarray(near[int(np.argmax(support))])
+    # The first of equals is the best one.
+    start = int(np.argmax(between @ weights))
+    near = between[start]
+    center, R = centers[start], rotations[start]
+    for _ in range(_SHIFTS):
+        share = near * weights / (near @ weights)
+        moved = share @ centers
+        R = mean_rotation(rotations, share)
+        done = float(np.linalg.norm(moved - center)) < _STILL * position
+        center = moved
+        near = kernel(centers - center, rotations @ R.T)
+        if done:
+            break
+    return np.asarray(near)
 
 
 def interpolate_pose(
@@ -219,12 +333,14 @@ def interpolate_pose(
     index: KeyframeIndex,
     calibration: CoarseCalibration,
     options: InterpolateOptions,
+    support: FloatArray | None = None,
 ) -> Candidate:
     """Return a COARSE pose between the retrieved keyframes, or LOST.
 
-    Camera centres are averaged linearly, rotations by the chordal mean, after keyframes
-    that do not lie with the others have been dropped. The covariance is the weighted
-    spread of the kept keyframes plus what held-out mapping frames were off by.
+    The keyframes that lie together where most of them are, see `pose_mode`: their
+    centres are averaged linearly, their rotations by the chordal mean. The covariance
+    is the weighted spread of these keyframes plus what held-out mapping frames were off
+    by at this similarity.
 
     Parameters
     ----------
@@ -240,30 +356,33 @@ def interpolate_pose(
         Of the site.
     options : InterpolateOptions
         How.
+    support : ndarray of shape (K,), float64, optional
+        What speaks for each retrieved keyframe, see `rerank.supporting_matches`.
     """
     lost = Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=Cause.FEW_MATCHES)
     if len(retrieved) == 0 or retrieved.scores[0] < calibration.min_score:
         return lost
-    idx = keyframes.index_of(retrieved.keyframe_ids[: options.num_keyframes])
-    scores = retrieved.scores[: options.num_keyframes]
+    best_score = float(retrieved.scores[0])
+    ids, weights = _weighed(retrieved, support, options)
+    idx = keyframes.index_of(ids)
     centers, rotations = keyframes.centers_of(idx), keyframes.rotations_of(idx)
-    keep = consistent_keyframes(
+    near = pose_mode(
         centers,
         rotations,
-        scores,
-        max_distance=max(
-            6.0 * calibration.keyframe_spacing, 3.0 * calibration.position_sigma
+        weights,
+        bandwidth=(
+            max(options.bandwidth_spacings * calibration.keyframe_spacing, 1e-9),
+            float(np.deg2rad(options.bandwidth_deg)),
         ),
-        max_angle_deg=options.max_angle_deg,
     )
+    keep = near >= min(_MEMBER, float(near.max()))
     idx, centers, rotations = idx[keep], centers[keep], rotations[keep]
-    descriptors = index.descriptors(idx)
-    if options.weighting == "ewb":
-        weights = equal_weights(descriptors)
-    elif options.weighting == "bdi":
-        weights = barycentric_weights(query, descriptors, ridge=options.bdi_ridge)
-    else:
-        weights = cosine_weights(query, descriptors, alpha=options.csi_alpha)
+    weights = near[keep] * weights[keep]
+    weights /= weights.sum()
+    if options.weighting == "bdi":
+        weights = barycentric_weights(
+            query, index.descriptors(idx), ridge=options.bdi_ridge, prior=weights
+        )
     center = weights @ centers
     R = mean_rotation(rotations, weights)
     return Candidate(
@@ -272,9 +391,33 @@ def interpolate_pose(
         cause=Cause.NONE,
         cam_from_world=Rigid3(R=R, t=-R @ center),
         covariance=_coarse_covariance(
-            R, centers - center, rotations, weights, calibration
+            R,
+            centers - center,
+            rotations,
+            weights,
+            calibration.sigmas(best_score),
         ),
     )
+
+
+def _weighed(
+    retrieved: RetrievalResult,
+    support: FloatArray | None,
+    options: InterpolateOptions,
+) -> tuple[IntArray, FloatArray]:
+    """Return the best keyframes and their weights, > 0."""
+    ids, scores = retrieved.keyframe_ids, retrieved.scores
+    if support is None or options.rerank is None:
+        ids, scores = ids[: options.num_keyframes], scores[: options.num_keyframes]
+        if options.weighting == "ewb":
+            return ids, equal_weights(scores)
+        return ids, cosine_weights(scores, alpha=options.csi_alpha)
+    worth = worths(scores, support, options.rerank)
+    order = np.argsort(-worth, kind="stable")[: options.num_keyframes]
+    if options.weighting == "ewb":
+        return ids[order], equal_weights(scores[order])
+    weights = np.exp(worth[order] - worth[order[0]])
+    return ids[order], weights / weights.sum()
 
 
 def widen_unconfirmed(candidate: Candidate, keyframes: KeyframeTable) -> Candidate:
@@ -305,17 +448,16 @@ def _coarse_covariance(  # noqa: PLR0917 - one formula over five arrays
     offsets: FloatArray,
     rotations: FloatArray,
     weights: FloatArray,
-    calibration: CoarseCalibration,
+    sigmas: tuple[float, float],
 ) -> FloatArray:
-    """Return spread + calibration, in the convention of `edgeloc.types`."""
+    """Return spread + (position, rotation) sigmas, as `edgeloc.types` has it."""
+    position_sigma, rotation_sigma = sigmas
     angles = rotation_angle_rad(np.einsum("kij,lj->kil", rotations, R))
     rotation_variance = float(weights @ angles**2) / 3.0
     covariance = np.zeros((6, 6))
-    covariance[:3, :3] = np.eye(3) * (
-        rotation_variance + calibration.rotation_sigma_rad**2
-    )
+    covariance[:3, :3] = np.eye(3) * (rotation_variance + rotation_sigma**2)
     spread = np.einsum("k,ki,kj->ij", weights, offsets, offsets)
-    in_world = spread + np.eye(3) * calibration.position_sigma**2
+    in_world = spread + np.eye(3) * position_sigma**2
     # To first order the centre moves by -R^T v under Exp(omega, v).
     covariance[3:, 3:] = R @ in_world @ R.T
     return np.asarray(0.5 * (covariance + covariance.T))

@@ -8,14 +8,16 @@ from edgeloc.geometry.se3 import exp_so3, log_se3, rotation_angle_rad
 from edgeloc.localize.interpolate import (
     CoarseCalibration,
     InterpolateOptions,
+    SpreadByScore,
     barycentric_weights,
-    consistent_keyframes,
     cosine_weights,
     equal_weights,
     interpolate_pose,
     keyframe_spacing,
     nearest_keyframes,
+    pose_mode,
 )
+from edgeloc.localize.rerank import RerankOptions
 from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import PoseStatus, Rigid3, Rung
 
@@ -88,9 +90,17 @@ def test_negative_barycentric_weights_are_clamped(rng):
     assert weights.sum() == pytest.approx(1.0)
 
 
+def test_barycentric_weights_are_drawn_to_the_prior(rng):
+    d = unit(rng.normal(size=(3, 32)))
+    prior = np.array([0.7, 0.2, 0.1])
+    weights = barycentric_weights(d[2], d, ridge=1e6, prior=prior)
+    np.testing.assert_allclose(weights, prior, atol=1e-5)
+    free = barycentric_weights(d[2], d, ridge=1e-9, prior=prior)
+    np.testing.assert_allclose(free, [0, 0, 1], atol=1e-5)
+
+
 def test_cosine_weights_follow_the_formula():
-    d = np.array([[1, 0], [0.6, 0.8], [-1, 0]], np.float32)
-    weights = cosine_weights(np.array([1, 0], np.float32), d, alpha=8)
+    weights = cosine_weights(np.array([1.0, 0.6, -1.0], np.float32), alpha=8)
     expected = np.array([1.0, 0.6**8, 0.0])
     np.testing.assert_allclose(weights, expected / expected.sum(), atol=1e-6)
 
@@ -167,23 +177,97 @@ def test_covariance_holds_spread_and_calibration_in_the_camera_frame():
     # The same as the definition: true = Exp(xi) @ estimate at either keyframe.
     true = Rigid3(R=R, t=keyframes.t[1])
     xi = log_se3(true @ candidate.cam_from_world.inverse())
-    assert abs(xi[5]) == pytest.approx(0.3)
+    assert abs(xi[5]) == pytest.approx(0.3, rel=1e-4)
 
 
-def test_consistent_keyframes_prefers_the_supported_group():
+def test_the_mode_is_where_most_weight_lies():
     centers = np.array([[9.0, 0, 0], [0, 0, 0], [0.1, 0, 0]])
     rotations = np.repeat(np.eye(3)[None], 3, axis=0)
-    scores = np.array([0.5, 0.4, 0.4], np.float32)
-    keep = consistent_keyframes(
-        centers, rotations, scores, max_distance=1.0, max_angle_deg=40
-    )
-    assert keep.tolist() == [False, True, True]
+    weights = np.array([0.5, 0.4, 0.4])
+    near = pose_mode(centers, rotations, weights, bandwidth=(1.0, 0.5))
+    # Halfway between both: a twentieth of a bandwidth from each.
+    np.testing.assert_allclose(near, [0, 0.99875, 0.99875], atol=1e-5)
     rotations = rotations.copy()
     rotations[2] = exp_so3([0, 1.5, 0])
-    keep = consistent_keyframes(
-        centers, rotations, scores, max_distance=1.0, max_angle_deg=40
+    near = pose_mode(centers, rotations, weights, bandwidth=(1.0, 0.5))
+    np.testing.assert_allclose(near, [1, 0, 0], atol=0.02)
+
+
+def test_a_lonely_pose_is_its_own_mode():
+    near = pose_mode(np.ones((1, 3)), np.eye(3)[None], np.ones(1), bandwidth=(1, 1))
+    assert near.tolist() == [1.0]
+
+
+def test_a_wrong_place_does_not_drag_the_mean(rng):
+    """However far it is: the answer stays the same to the last bit but a few."""
+    base = unit(rng.normal(size=64))
+    d = unit(base + 0.05 * rng.normal(size=(4, 64)))
+    answers = []
+    for far in (20.0, 2000.0):
+        keyframes = table([[0, 0, 0], [0.3, 0, 0], [far, 0, 0], [0.1, 0.2, 0]], d)
+        candidate = interpolate_pose(
+            query=base,
+            retrieved=retrieve(base, keyframes),
+            keyframes=keyframes,
+            index=index_of(keyframes),
+            calibration=CALIBRATION,
+            options=InterpolateOptions(),
+        )
+        answers.append(candidate.cam_from_world.origin_in_a)
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-9)
+    assert np.linalg.norm(answers[0]) < 0.4
+
+
+def test_support_overrules_similarity(rng):
+    """Of two places that look alike, the one whose features agree."""
+    d = unit(rng.normal(size=64) + 0.05 * rng.normal(size=(4, 64)))
+    keyframes = table([[0, 0, 0], [0.2, 0, 0], [70, 0, 0], [70.2, 0, 0]], d)
+    retrieved = retrieve(d[0], keyframes)
+    support = np.where(keyframes.index_of(retrieved.keyframe_ids) >= 2, 60.0, 0.0)
+    candidate = interpolate_pose(
+        query=d[0],
+        retrieved=retrieved,
+        keyframes=keyframes,
+        index=index_of(keyframes),
+        calibration=CALIBRATION,
+        options=InterpolateOptions(
+            rerank=RerankOptions(score_weight=5.0), bdi_ridge=10.0
+        ),
+        support=support,
     )
-    assert keep.tolist() == [True, False, False]
+    assert candidate.cam_from_world.origin_in_a[0] == pytest.approx(70.1, abs=0.1)
+
+
+def test_less_similar_frames_are_less_sure(rng):
+    calibration = CoarseCalibration(
+        min_score=0.1,
+        position_sigma=0.1,
+        rotation_sigma_rad=0.05,
+        keyframe_spacing=0.2,
+        spread=SpreadByScore(middle=0.8, position_slope=2.0, rotation_slope=1.0),
+    )
+    assert calibration.sigmas(0.8) == pytest.approx((0.1, 0.05))
+    assert calibration.sigmas(0.6) == pytest.approx(
+        (0.1 * np.exp(0.4), 0.05 * np.exp(0.2))
+    )
+    # Never by more than four times, either way.
+    assert calibration.sigmas(-5.0) == pytest.approx((0.4, 0.2))
+    assert calibration.sigmas(9.0)[0] == pytest.approx(0.025)
+    again = CoarseCalibration.from_arrays(calibration.to_arrays())
+    assert again.spread.middle == pytest.approx(0.8)
+    assert again.sigmas(0.6) == pytest.approx(calibration.sigmas(0.6))
+
+
+def test_a_wrong_spread_is_refused():
+    arrays = dict(CALIBRATION.to_arrays())
+    arrays["coarse_spread"] = np.array([0.5, -1.0, 0.0], np.float32)
+    with pytest.raises(ValueError, match="slopes must be finite and >= 0"):
+        CoarseCalibration.from_arrays(arrays)
+    arrays["coarse_spread"] = np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match=r"shape \(2,\), expected \(3,\)"):
+        CoarseCalibration.from_arrays(arrays)
+    del arrays["coarse_spread"]
+    assert CoarseCalibration.from_arrays(arrays).spread == SpreadByScore()
 
 
 @pytest.mark.parametrize("k", [1, 3, 300, 5000])

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeloc.localize.interpolate import CoarseCalibration
+from edgeloc.localize.interpolate import CoarseCalibration, SpreadByScore
 from edgeloc.localize.structure import FixCalibration
+from edgeloc.types import FloatArray
 from edgeloc_tools.mapping.fix_calibration import fit_fix_calibration
 from edgeloc_tools.mapping.held_out import CoarseSample, HeldOutRun
 
@@ -16,6 +17,9 @@ MIN_SCORE = 0.05
 """Global descriptors of unrelated pictures rarely are more similar than this."""
 
 _CHI2_3_Q90 = 6.251
+
+_MIN_FOR_SLOPE, _MIN_SCORE_VARIANCE = 12, 1e-6
+"""Frames, and how much their similarities differ, from which a slope is fitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +94,41 @@ def _coarse(
     values = np.array(samples, dtype=np.float64).reshape(-1, 3)
     if len(values) == 0:
         values = np.array([[0.0, 2.0 * spacing, np.deg2rad(30.0)]])
+    spread = _spread_by_score(values)
+    factors = np.array([spread.factors(score) for score in values[:, 0]])
     # 90 % of the errors lie inside sqrt(6.25) sigma of three axes.
-    quantile = np.quantile(values, 0.9, axis=0) / np.sqrt(_CHI2_3_Q90)
+    errors = values[:, 1:] / factors
+    position, rotation = np.quantile(errors, 0.9, axis=0) / np.sqrt(_CHI2_3_Q90)
+    lowest = float(np.quantile(values[:, 0], 0.05))
     return CoarseCalibration(
-        min_score=max(0.6 * float(np.quantile(values[:, 0], 0.05)), MIN_SCORE),
-        position_sigma=max(float(quantile[1]), 1e-6),
-        rotation_sigma_rad=max(float(quantile[2]), 1e-3),
+        min_score=max(0.6 * lowest, MIN_SCORE),
+        position_sigma=max(float(position), 1e-6),
+        rotation_sigma_rad=max(float(rotation), 1e-3),
         keyframe_spacing=spacing,
+        spread=spread,
+    )
+
+
+def _spread_by_score(values: FloatArray) -> SpreadByScore:
+    """Return how errors grow as similarity falls, by least squares of logarithms.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n, 3)
+        Best cosine, position error, rotation error.
+    """
+    scores = values[:, 0]
+    middle = float(np.median(scores))
+    variance = float(np.var(scores))
+    if len(values) < _MIN_FOR_SLOPE or variance < _MIN_SCORE_VARIANCE:
+        return SpreadByScore(middle=middle)
+    logs = np.log(np.maximum(values[:, 1:], 1e-9))
+    off = scores - scores.mean()
+    slopes = -(off @ (logs - logs.mean(axis=0))) / (len(values) * variance)
+    # As far as it is surely there: a standard error less.
+    noise = logs - logs.mean(axis=0) + off[:, None] * slopes
+    error = np.sqrt(np.sum(noise**2, axis=0) / (len(values) - 2) / np.sum(off**2))
+    position, rotation = np.maximum(slopes - error, 0.0)
+    return SpreadByScore(
+        middle=middle, position_slope=float(position), rotation_slope=float(rotation)
     )

@@ -1,0 +1,208 @@
+"""Which retrieved images really show the place: geometric check and query expansion.
+
+Global descriptors compare pictures as a whole; local features say more: where those of
+a frame find their like in a retrieved image, and all have moved in the same way, both
+show the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgeloc.features.match import MatchOptions, match_descriptors
+from edgeloc.types import Float32Array, FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LocalView:
+    """The local features of one image, as far as they are compared here.
+
+    Parameters
+    ----------
+    points : ndarray of shape (N, 2), float64
+        Positions, as shares of the longer side of the picture or on the plane z = 1:
+        the same for all images that are compared.
+    descriptors : ndarray of shape (N, D), float32
+        L2-normalised.
+    """
+
+    points: FloatArray
+    descriptors: Float32Array
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def first(self, count: int) -> LocalView:
+        """Return the first features only."""
+        return LocalView(
+            points=self.points[:count], descriptors=self.descriptors[:count]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankOptions:
+    """How retrieved images are checked.
+
+    Parameters
+    ----------
+    match : MatchOptions
+        Of the query's features with those of an image.
+    num_query, num_image : int
+        Features compared: the first of each.
+    tolerance : float
+        How far from where a similarity puts it a match may lie, in the unit of the
+        points. Large, since a similarity stands for a scene with depth here.
+    zoom_sigma : float
+        Standard deviation of the logarithm of the change of scale between two images
+        of one place: along a street, what lies ahead looks alike from far behind, but
+        smaller.
+    num_samples : int
+        Pairs of matches tried, per image.
+    score_weight : float
+        Worth of a cosine of global descriptors, in logarithms of support.
+    """
+
+    match: MatchOptions = field(
+        default_factory=lambda: MatchOptions(max_ratio=1.0, min_similarity=0.6)
+    )
+    num_query: int = 320
+    num_image: int = 320
+    tolerance: float = 0.05
+    zoom_sigma: float = 0.2
+    num_samples: int = 128
+    score_weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_query", "num_image", "num_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
+        for name in ("tolerance", "zoom_sigma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be > 0")
+
+
+def supporting_matches(
+    query: LocalView, images: Sequence[LocalView], options: RerankOptions
+) -> FloatArray:
+    """Return how many matches of each image agree with one similarity [1]_.
+
+    Mutual nearest neighbours; then pairs of them say how the picture was turned, scaled
+    and moved. The best supported pair counts: those that agree with it, without
+    itself, times how likely its change of scale is.
+
+    Parameters
+    ----------
+    query : LocalView
+        Of the frame, strongest features first.
+    images : sequence of LocalView
+        Retrieved images.
+    options : RerankOptions
+        How.
+
+    Returns
+    -------
+    ndarray of shape (K,), float64
+        Of each image, at least 0; 0 where nothing can be said.
+
+    References
+    ----------
+    .. [1] Philbin et al., "Object retrieval with large vocabularies and fast spatial
+       matching", CVPR 2007, section 3.4.
+    """
+    query = query.first(options.num_query)
+    pairs = []
+    for image in images:
+        image = image.first(options.num_image)
+        a, b, _ = match_descriptors(query.descriptors, image.descriptors, options.match)
+        pairs.append((query.points[a], image.points[b]))
+    return _best_support(pairs, options)
+
+
+def _best_support(
+    pairs: Sequence[tuple[FloatArray, FloatArray]], options: RerankOptions
+) -> FloatArray:
+    """Return the support of the best similarity of each set of matches."""
+    counts = np.array([len(a) for a, _ in pairs], np.int64)
+    usable = np.flatnonzero(counts > 2)
+    support = np.zeros(len(pairs))
+    if not len(usable):
+        return support
+    # Points of the plane as complex numbers: a similarity is z -> a z + b.
+    width = int(counts.max())
+    at = np.full((2, len(usable), width), np.nan, np.complex64)
+    for row, idx in enumerate(usable.tolist()):
+        for side, points in enumerate(pairs[idx]):
+            at[side, row, : len(points)] = points[:, 0] + 1j * points[:, 1]
+    # The same fractions for every image: an answer does not depend on its neighbours.
+    fractions = np.random.default_rng(0).random((2, 1, options.num_samples))
+    num = counts[usable][:, None]
+    first = (fractions[0] * num).astype(np.int64)
+    second = (first + 1 + (fractions[1] * (num - 1)).astype(np.int64)) % num
+    rows = np.arange(len(usable))[:, None]
+    (p0, q0), (p1, q1) = at[:, rows, first], at[:, rows, second]
+    # Two features on one spot say nothing: NaN and infinity are near to nothing.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        turn = (q1 - q0) / (p1 - p0)
+        off = turn[:, :, None] * at[0][:, None] + (q0 - turn * p0)[:, :, None]
+        off -= at[1][:, None]
+        near = off.real**2 + off.imag**2 <= options.tolerance**2
+        zoom = np.log(np.abs(turn)) / options.zoom_sigma
+        likely = np.nan_to_num(np.exp(-0.5 * zoom**2))
+    found = np.maximum(np.count_nonzero(near, axis=2) - 2, 0) * likely
+    support[usable] = found.max(axis=1)
+    return support
+
+
+def worths(
+    scores: Float32Array, support: FloatArray, options: RerankOptions
+) -> FloatArray:
+    """Return what similarity and support say together of images; more is better.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (K,), float32
+        Cosines of their global descriptors.
+    support : ndarray of shape (K,), float64
+        See `supporting_matches`.
+    options : RerankOptions
+        How they are weighed.
+
+    Returns
+    -------
+    ndarray of shape (K,), float64
+        In logarithms.
+    """
+    return np.log1p(support) + options.score_weight * scores.astype(np.float64)
+
+
+def expand_query(
+    query: Float32Array, descriptors: Float32Array, *, alpha: float
+) -> Float32Array:
+    """Return a query's global descriptor, drawn to what it found (alpha-QE [1]_).
+
+    ``q + sum max(q . d_i, 0) ** alpha d_i``, normalised.
+
+    Parameters
+    ----------
+    query : ndarray of shape (G,), float32
+        L2-normalised.
+    descriptors : ndarray of shape (n, G), float32
+        Of the images it found, L2-normalised; better only those that passed
+        `supporting_matches` [2]_.
+    alpha : float
+        0 is the plain average.
+
+    References
+    ----------
+    .. [1] Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human
+       Annotation", TPAMI 2019, section 3.4.
+    .. [2] Chum et al., "Total Recall: Automatic Query Expansion with a Generative
+       Feature Model for Object Retrieval", ICCV 2007.
+    """
+    weights = np.maximum(descriptors @ query, 0.0) ** alpha
+    total = query + weights @ descriptors
+    norm = float(np.linalg.norm(total))
+    return np.asarray(total / norm if norm > 0 else query, np.float32)
