@@ -171,11 +171,7 @@ class Device:
         driver.call("cuDriverGetVersion", byref(version))
         self.cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
         self._context = _handle()
-        # Never given back: the primary context ends with the process.
-        driver.call("cuDevicePrimaryCtxRetain", byref(self._context), self._device)
-        self.activate()
         self.stream = _handle()
-        driver.call("cuStreamCreate", byref(self.stream), _STREAM_NON_BLOCKING)
 
     def _fact(self, attribute: int) -> int:
         value = c_int()
@@ -183,8 +179,20 @@ class Device:
         return value.value
 
     def activate(self) -> None:
-        """Make this the GPU of the thread that calls."""
-        self.driver.call("cuCtxSetCurrent", self._context)
+        """Make this the GPU of the thread that calls.
+
+        The first time that takes a while, and some hundred MB: a process that only
+        wants to know what the GPU is called never does it.
+        """
+        if self._context.value:
+            self.driver.call("cuCtxSetCurrent", self._context)
+            return
+        # Never given back: the primary context ends with the process.
+        context = _handle()
+        self.driver.call("cuDevicePrimaryCtxRetain", byref(context), self._device)
+        self.driver.call("cuCtxSetCurrent", context)
+        self.driver.call("cuStreamCreate", byref(self.stream), _STREAM_NON_BLOCKING)
+        self._context = context
 
     def synchronize(self) -> None:
         """Wait until everything that was asked for is done."""

@@ -249,6 +249,7 @@ class TensorRtBackend:
 
     def close(self) -> None:
         """Give back what the GPU holds."""
+        self._device.activate()
         self._device.synchronize()
         for lane in self._lanes.values():
             lane.close()
@@ -300,8 +301,11 @@ class _Lane:
         ):
             for name in names:
                 shape = tuple(int(side) for side in context.get_tensor_shape(name))
+                if any(side < 0 for side in shape):
+                    raise backend.fail(f"{name!r} has no fixed shape, {shape}")
                 buffers[name] = Buffer(backend.device, shape, backend.dtype(name))
-                context.set_tensor_address(name, buffers[name].address)
+                if not context.set_tensor_address(name, buffers[name].address):
+                    raise backend.fail(f"{name!r} cannot be bound")
 
     def fill(self, inputs: Mapping[str, Float32Array]) -> None:
         """Put inputs where the GPU takes them."""
@@ -341,6 +345,7 @@ class _Lane:
 
     def collect(self) -> dict[str, Float32Array]:
         """Wait for the last round and return copies of its outputs."""
+        self._backend.device.activate()
         self._done.wait()
         return {
             name: np.array(buffer.host, np.float32)

@@ -115,14 +115,13 @@ def require_tensorrt(backend: str) -> str:
     if not is_installed(backend):
         open_tensorrt(backend)
     try:
-        # Before TensorRT, whose import takes a second and a hundred MB.
+        # TensorRT itself is not imported: that takes a second and a hundred MB.
         device = open_device()
     except BackendUnavailableError as exc:
         raise BackendUnavailableError(
             f"--backend {backend}: {exc}, or use --backend auto"
         ) from exc
-    version = open_tensorrt(backend).version
-    return f"TensorRT {version} and {device.name} are here"
+    return f"{MODULES[backend]} and a GPU ({device.name}) are here"
 
 
 def _make_logger(module: Any) -> Any:  # noqa: ANN401
