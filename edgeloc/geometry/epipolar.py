@@ -7,15 +7,19 @@ is an error in these units.
 
 from __future__ import annotations
 
+import importlib
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgeloc.geometry.pnp import resolve_backend
 from edgeloc.geometry.se3 import cross_rows, exp_so3, skew
 from edgeloc.types import BoolArray, FloatArray, Rigid3
 
 _MIN_POINTS = 5
 _MAX_SAMPLES = 2000
+_POSELIB_MIN_SAMPLES = 100
 _SAMPLING_FOCAL_PX = 500.0
 """OpenCV samples in px: with K = I its MAGSAC finds 4 times less accurate poses."""
 _REFINEMENT_STEPS = 15
@@ -129,12 +133,14 @@ def estimate_essential(
     max_error: float,
     confidence: float = 0.9999,
     seed: int = 0,
+    backend: str = "auto",
 ) -> tuple[Rigid3, BoolArray] | None:
     """Return the relative pose that most matches agree on.
 
-    Five-point samples with local optimisation (OpenCV's USAC, MSAC scores); of the four
-    poses of the best matrix, that which sees most inliers in front of both cameras;
-    Levenberg-Marquardt steps on all Sampson distances, robustly.
+    Five-point samples with local optimisation (PoseLib's LO-RANSAC, or OpenCV's USAC
+    with MSAC scores); of the four poses of the best matrix, that which sees most
+    inliers in front of both cameras; Levenberg-Marquardt steps on all Sampson
+    distances, robustly.
 
     Parameters
     ----------
@@ -146,6 +152,8 @@ def estimate_essential(
         Stop sampling when a better pose is left out with this probability at most.
     seed : int
         Of the sampling; the same input and seed give the same pose.
+    backend : {'auto', 'opencv', 'poselib'}
+        Who samples. 'auto' is poselib where that can be imported.
 
     Returns
     -------
@@ -157,6 +165,8 @@ def estimate_essential(
 
     Raises
     ------
+    BackendUnavailableError
+        When poselib is asked for by name and is not installed.
     ValueError
         When the shapes do not fit or an option is out of range.
     """
@@ -171,12 +181,12 @@ def estimate_essential(
     usable = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
     if np.count_nonzero(usable) < _MIN_POINTS:
         return None
-    found = _sample_essential(
+    sample = (
+        _sample_poselib if resolve_backend(backend) == "poselib" else _sample_opencv
+    )
+    b_from_a = sample(
         a[usable], b[usable], max_error=max_error, confidence=confidence, seed=seed
     )
-    if found is None:
-        return None
-    b_from_a = _pose_of_essential(found, a[usable], b[usable], max_error)
     if b_from_a is None:
         return None
     b_from_a = _refine_relative(b_from_a, a[usable], b[usable], max_error)
@@ -187,10 +197,49 @@ def estimate_essential(
     return b_from_a, inliers
 
 
-def _sample_essential(
+def _sample_poselib(
     a: FloatArray, b: FloatArray, *, max_error: float, confidence: float, seed: int
-) -> FloatArray | None:
-    """Return the best essential matrix.
+) -> Rigid3 | None:
+    """Return the best pose, by PoseLib."""
+    poselib = importlib.import_module("poselib")
+    focal_px = _SAMPLING_FOCAL_PX
+    camera = {
+        "model": "SIMPLE_PINHOLE",
+        "width": 1,
+        "height": 1,
+        "params": [focal_px, 0.0, 0.0],
+    }
+    pose, info = poselib.estimate_relative_pose(
+        a * focal_px,
+        b * focal_px,
+        camera,
+        camera,
+        {
+            "max_epipolar_error": max_error * focal_px,
+            "success_prob": confidence,
+            "max_iterations": _MAX_SAMPLES,
+            "min_iterations": _POSELIB_MIN_SAMPLES,
+            "seed": seed,
+        },
+        {"max_iterations": 0},  # robust steps on all matches follow
+    )
+    if info["num_inliers"] < _MIN_POINTS:
+        return None
+    return _unit_pose(np.asarray(pose.R, np.float64), np.asarray(pose.t, np.float64))
+
+
+def _unit_pose(R: FloatArray, t: FloatArray) -> Rigid3 | None:
+    """Return a pose with a translation of length 1, None when it has no such."""
+    length = float(np.linalg.norm(t))
+    if not (np.isfinite(R).all() and np.isfinite(length) and length > 0):
+        return None
+    return Rigid3(R=R, t=t.reshape(3) / length)
+
+
+def _sample_opencv(
+    a: FloatArray, b: FloatArray, *, max_error: float, confidence: float, seed: int
+) -> Rigid3 | None:
+    """Return the best pose, by OpenCV.
 
     Never with graph-cut optimisation: that crashes OpenCV 5.0 (segmentation fault) for
     essential matrices.
@@ -214,7 +263,7 @@ def _sample_essential(
         return None
     if E is None or np.shape(E) != (3, 3) or not np.isfinite(E).all():
         return None
-    return np.asarray(E, np.float64)
+    return _pose_of_essential(np.asarray(E, np.float64), a, b, max_error)
 
 
 def _pose_of_essential(
@@ -231,11 +280,7 @@ def _pose_of_essential(
         np.ascontiguousarray(b[agreeing]),
         np.eye(3),
     )
-    rotation, translation = np.asarray(R, np.float64), np.asarray(t, np.float64)
-    length = float(np.linalg.norm(translation))
-    if not (np.isfinite(rotation).all() and np.isfinite(length) and length > 0):
-        return None
-    return Rigid3(R=rotation, t=translation.reshape(3) / length)
+    return _unit_pose(np.asarray(R, np.float64), np.asarray(t, np.float64))
 
 
 def _refine_relative(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from geometry_cases import pose_error, random_pose
@@ -18,6 +20,13 @@ from edgeloc.geometry.se3 import exp_se3
 from edgeloc.types import Rigid3
 
 FOCAL_PX = 500.0
+
+
+@pytest.fixture(params=["opencv", "poselib"])
+def estimate(request):
+    if request.param == "poselib":
+        pytest.importorskip("poselib")
+    return functools.partial(estimate_essential, backend=request.param)
 
 
 def two_views(rng, *, num_points=100, outlier_ratio=0.0, noise_px=0.0, baseline_m=0.8):
@@ -85,9 +94,9 @@ def test_distances_at_the_epipole_are_infinite():
     assert np.isinf(sampson_error(E, centre, centre)).all()
 
 
-def test_exact_matches_give_the_exact_motion(rng):
+def test_exact_matches_give_the_exact_motion(rng, estimate):
     truth, x_a, x_b, _ = two_views(rng, num_points=60)
-    b_from_a, inliers = estimate_essential(x_a, x_b, max_error=1.0 / FOCAL_PX)
+    b_from_a, inliers = estimate(x_a, x_b, max_error=1.0 / FOCAL_PX)
     assert inliers.all()
     assert np.linalg.norm(b_from_a.t) == pytest.approx(1.0, abs=1e-12)
     assert pose_error(b_from_a, truth)[0] < 1e-4
@@ -95,13 +104,13 @@ def test_exact_matches_give_the_exact_motion(rng):
 
 
 @pytest.mark.parametrize("outlier_ratio", [0.0, 0.3, 0.5])
-def test_outliers_are_found(outlier_ratio, rng):
+def test_outliers_are_found(outlier_ratio, rng, estimate):
     rotation_deg, direction_deg = [], []
     for _ in range(5):
         truth, x_a, x_b, good = two_views(
             rng, num_points=200, outlier_ratio=outlier_ratio, noise_px=0.5
         )
-        b_from_a, inliers = estimate_essential(x_a, x_b, max_error=1.5 / FOCAL_PX)
+        b_from_a, inliers = estimate(x_a, x_b, max_error=1.5 / FOCAL_PX)
         rotation_deg.append(np.rad2deg(pose_error(b_from_a, truth)[0]))
         direction_deg.append(direction_error_deg(b_from_a, truth))
         assert inliers[good].mean() > 0.95
@@ -112,39 +121,37 @@ def test_outliers_are_found(outlier_ratio, rng):
     assert np.median(direction_deg) < 2.0
 
 
-def test_the_scene_lies_in_front_of_both_cameras(rng):
+def test_the_scene_lies_in_front_of_both_cameras(rng, estimate):
     for _ in range(10):
         truth, x_a, x_b, _ = two_views(rng, num_points=50, noise_px=0.3)
-        b_from_a, inliers = estimate_essential(x_a, x_b, max_error=1.5 / FOCAL_PX)
+        b_from_a, inliers = estimate(x_a, x_b, max_error=1.5 / FOCAL_PX)
         assert b_from_a.t @ truth.t > 0
         assert inliers.mean() > 0.9
 
 
-def test_the_same_seed_gives_the_same_bits(rng):
+def test_the_same_seed_gives_the_same_bits(rng, estimate):
     _, x_a, x_b, _ = two_views(rng, outlier_ratio=0.4, noise_px=0.5)
-    results = [
-        estimate_essential(x_a, x_b, max_error=0.003, seed=3)[0] for _ in range(2)
-    ]
+    results = [estimate(x_a, x_b, max_error=0.003, seed=3)[0] for _ in range(2)]
     assert results[0].R.tobytes() == results[1].R.tobytes()
     assert results[0].t.tobytes() == results[1].t.tobytes()
 
 
-def test_matches_that_are_not_finite_are_left_out(rng):
+def test_matches_that_are_not_finite_are_left_out(rng, estimate):
     truth, x_a, x_b, _ = two_views(rng, num_points=60)
     x_a[0, 0], x_b[1, 1] = np.nan, np.inf
-    b_from_a, inliers = estimate_essential(x_a, x_b, max_error=1.0 / FOCAL_PX)
+    b_from_a, inliers = estimate(x_a, x_b, max_error=1.0 / FOCAL_PX)
     assert inliers.tolist() == [False, False] + [True] * 58
     assert direction_error_deg(b_from_a, truth) < 0.02
 
 
 @pytest.mark.parametrize("num_points", [0, 1, 4])
-def test_fewer_than_five_matches_give_none(num_points, rng):
+def test_fewer_than_five_matches_give_none(num_points, rng, estimate):
     _, x_a, x_b, _ = two_views(rng, num_points=num_points)
-    assert estimate_essential(x_a, x_b, max_error=0.002) is None
+    assert estimate(x_a, x_b, max_error=0.002) is None
 
 
 @pytest.mark.parametrize("kind", ["one point", "a line", "no motion"])
-def test_degenerate_matches_give_none_or_a_finite_pose(kind, rng):
+def test_degenerate_matches_give_none_or_a_finite_pose(kind, rng, estimate):
     for _ in range(10):
         _, x_a, x_b, _ = two_views(rng, num_points=30, noise_px=0.2)
         if kind == "one point":
@@ -153,7 +160,7 @@ def test_degenerate_matches_give_none_or_a_finite_pose(kind, rng):
             x_a[:, 1], x_b[:, 1] = 0.1, 0.1
         else:
             x_b = x_a.copy()
-        result = estimate_essential(x_a, x_b, max_error=0.003)
+        result = estimate(x_a, x_b, max_error=0.003)
         if result is not None:
             b_from_a, inliers = result
             assert np.linalg.norm(b_from_a.t) == pytest.approx(1.0)
@@ -161,14 +168,14 @@ def test_degenerate_matches_give_none_or_a_finite_pose(kind, rng):
             assert inliers.sum() >= 5
 
 
-def test_wrong_arguments_are_refused():
+def test_wrong_arguments_are_refused(estimate):
     x = np.zeros((6, 2))
     with pytest.raises(ValueError, match="max_error=0 must be > 0"):
-        estimate_essential(x, x, max_error=0)
+        estimate(x, x, max_error=0)
     with pytest.raises(ValueError, match="confidence=1 must be between"):
-        estimate_essential(x, x, max_error=0.1, confidence=1)
+        estimate(x, x, max_error=0.1, confidence=1)
     with pytest.raises(ValueError, match=r"expected \(N, 2\) for both"):
-        estimate_essential(x, x[:5], max_error=0.1)
+        estimate(x, x[:5], max_error=0.1)
     with pytest.raises(ValueError, match="6 points in a but 5 in b"):
         sampson_error(np.eye(3), x, x[:5])
     with pytest.raises(ValueError, match=r"expected \(N, 2\)"):

@@ -212,6 +212,9 @@ def build_from_survey(
     by_features: FeatureHeldOut | None = None
     if options.keeps_features:
         by_features = draft.localize_by_features(held_out.coarse)
+        if not options.keeps_landmarks:
+            # What TRACK follows then are the points of LOCAL_SFM.
+            held_out = replace(held_out, fix=by_features.calibration("local_sfm"))
     curve: list[CurvePoint] = []
     if options.curve and ranked is not None:
         curve = measure_curve(
