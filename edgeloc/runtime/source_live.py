@@ -358,9 +358,9 @@ def open_gstreamer(pipeline: str, *, clock: Clock) -> LiveSource:
     if not has_gstreamer():
         raise CameraError(
             "GStreamer pipeline: this OpenCV was built without GStreamer (the wheels "
-            "from PyPI are); on a Jetson use the system's OpenCV (`sudo apt install "
-            "python3-opencv` and a venv made with --system-site-packages), or build "
-            "OpenCV with -DWITH_GSTREAMER=ON"
+            "from PyPI are); build it with -DWITH_GSTREAMER=ON, which "
+            "deploy/jetson/install.sh --with-gstreamer does, or feed a V4L2 loopback "
+            "device (deploy/jetson/README.md)"
         )
     if "appsink" not in pipeline:
         pipeline += (
