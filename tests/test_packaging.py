@@ -34,7 +34,7 @@ RUNTIME_REQUIREMENTS = {
     "msgpack": "",
     "tomli": 'python_version < "3.11"',
 }
-EXTRAS = {"yaml", "sign", "poselib", "build", "train", "dev"}
+EXTRAS = {"yaml", "sign", "tensorrt-rtx", "poselib", "build", "train", "dev"}
 COMMANDS = {
     *("edgeloc-run", "edgeloc-doctor", "edgeloc-replay"),
     *("edgeloc-build", "edgeloc-eval"),

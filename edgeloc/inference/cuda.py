@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from contextlib import suppress
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from functools import cache
 
 import numpy as np
@@ -56,7 +56,6 @@ _PROTOTYPES: dict[str, tuple[object, ...]] = {
     "cuEventCreate": (POINTER(_handle), c_uint),
     "cuEventRecord": (_handle, _handle),
     "cuEventSynchronize": (_handle,),
-    "cuEventElapsedTime": (POINTER(c_float), _handle, _handle),
     "cuEventDestroy_v2": (_handle,),
 }
 
@@ -302,15 +301,13 @@ class Event:
     ----------
     device : Device
         The GPU.
-    timed : bool
-        Whether `ms_since` is needed, too.
     """
 
-    def __init__(self, device: Device, *, timed: bool = False) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
         self._event = _handle()
         # Waiting must leave the core to the other stages, hence no spinning.
-        flags = _EVENT_BLOCKING_SYNC | (0 if timed else _EVENT_DISABLE_TIMING)
+        flags = _EVENT_BLOCKING_SYNC | _EVENT_DISABLE_TIMING
         device.driver.call("cuEventCreate", byref(self._event), flags)
 
     def record(self) -> None:
@@ -320,14 +317,6 @@ class Event:
     def wait(self) -> None:
         """Return when the stream has come to the mark."""
         self._device.driver.call("cuEventSynchronize", self._event)
-
-    def ms_since(self, earlier: Event) -> float:
-        """Return the time that the GPU took from another mark to this one."""
-        elapsed = c_float()
-        self._device.driver.call(
-            "cuEventElapsedTime", byref(elapsed), earlier._event, self._event
-        )
-        return elapsed.value
 
     def close(self) -> None:
         """Give it back."""

@@ -27,6 +27,7 @@ _EXAMPLES = """\
   edgeloc-build sfm --format video --input walk.mp4 -o model/ && \\
     edgeloc-build map --format colmap --input model/ -o site/
   edgeloc-build verify site/
+  edgeloc-build engine --map site/
   edgeloc-build inspect site/ --png site.png
   edgeloc-build delta old/ new/ -o changes.delta && \\
     edgeloc-build apply site/ changes.delta
