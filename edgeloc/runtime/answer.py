@@ -20,6 +20,9 @@ _COARSE = tuple(
     step.name.upper() for step in LADDER if step.status is PoseStatus.COARSE
 )
 
+_CHECKS = ("RELOCALIZE", "LOCAL_SFM", "RELATIVE")
+"""Steps that compare the frame with the retrieved keyframes."""
+
 _NOT_CONFIRMED = frozenset({Cause.FEW_MATCHES, Cause.FEW_INLIERS, Cause.AMBIGUOUS})
 """Causes that say that retrieval was checked against the landmarks, in vain."""
 
@@ -47,7 +50,8 @@ def best_answer(
         if fix is not None and fix.status is PoseStatus.LOCALIZED:
             return fix
     cause = _why_no_fix(candidates, skipped)
-    fix = candidates.get("RELOCALIZE")
+    # What checked retrieval: best first.
+    fix = next((candidates[name] for name in _CHECKS if name in candidates), None)
     answers = []
     for name in (*_FIXES, *_COARSE):
         coarse = candidates.get(name)

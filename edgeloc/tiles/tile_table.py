@@ -201,18 +201,20 @@ class TileTable(Sequence[TileEntry]):
     def boxes(self) -> tuple[FloatArray, FloatArray]:
         """Least and largest coordinates of each tile's landmarks, (T, 3) each, m.
 
-        Off by a 256th of the cell at most, outward.
+        Off by a 256th of the cell at most, outward. A tile without landmarks has its
+        whole cell, where its keyframes are.
         """
         if self._boxes is None:
             size = np.ldexp(1.0, self._rows["exponent"].astype(np.int32))[:, None]
             corner = self._rows["cell"] * size + np.array(self._origin)
             part = size / BOX_PARTS
             box = self._rows["box"].astype(np.float64)
+            box[self._rows["num_landmarks"] == 0, 3:] = BOX_PARTS - 1
             self._boxes = corner + box[:, :3] * part, corner + (box[:, 3:] + 1) * part
         return self._boxes
 
     def near(self, center: FloatArray, radius: float) -> IntArray:
-        """Return the tiles with landmarks within a distance, the nearest first.
+        """Return the tiles with anything within a distance, the nearest first.
 
         Parameters
         ----------
@@ -224,7 +226,8 @@ class TileTable(Sequence[TileEntry]):
         low, high = self.boxes
         outside = np.maximum(np.maximum(low - center, center - high), 0.0)
         distance = np.linalg.norm(outside, axis=1)
-        distance[self._rows["num_landmarks"] == 0] = np.inf
+        empty = (self._rows["num_landmarks"] == 0) & (self._rows["num_keyframes"] == 0)
+        distance[empty] = np.inf
         near = np.flatnonzero(distance <= radius)
         return near[np.argsort(distance[near], kind="stable")]
 

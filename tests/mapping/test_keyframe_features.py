@@ -163,3 +163,18 @@ def test_two_builds_give_the_same_bytes(tmp_path):
 def test_options_that_make_no_sense(change, message):
     with pytest.raises(ConfigError, match=message):
         BuildOptions(**change)
+
+
+@pytest.mark.slow
+def test_a_budget_for_both_takes_landmarks_away_and_leaves_features(tmp_path):
+    options = replace(QUICK, store="both", features_per_keyframe=50)
+    whole = build(tmp_path / "whole", small_recording(), options)
+    budget = round(0.6 * whole.result.counted_bytes)
+    small = build(
+        tmp_path / "small", small_recording(), replace(options, budget_bytes=budget)
+    )
+    assert 0.8 * budget < small.result.counted_bytes <= budget
+    assert 0 < small.site.manifest.num_landmarks < whole.site.manifest.num_landmarks
+    ids = small.site.keyframes.keyframe_ids
+    found = assemble_features(small.site.read_tile, small.site, ids)
+    assert np.all(np.diff(found.offsets) == 50)

@@ -83,6 +83,20 @@ def test_another_room_is_never_localized(features, method):
         assert estimate.status is not PoseStatus.LOCALIZED
 
 
+def test_what_nothing_confirms_may_be_anywhere(features):
+    """Retrieval finds something in every picture; who checked it in vain says so."""
+    [found] = answers(features.site, strange_images()[:1])
+    [alone] = answers(features.site, strange_images()[:1], method="interpolate")
+    assert (found.status, found.rung) == (PoseStatus.COARSE, Rung.INTERPOLATE)
+    assert found.cause in {Cause.FEW_MATCHES, Cause.FEW_INLIERS}
+    sigmas = [
+        float(np.sqrt(np.trace(estimate.covariance[3:, 3:])))
+        for estimate in (found, alone)
+    ]
+    assert sigmas[0] > 1.0
+    assert sigmas[0] > 1.5 * sigmas[1]
+
+
 def test_warm_frames_and_warming_up(features):
     """TRACK follows the points that LOCAL_SFM made, and nothing needs landmarks."""
     estimator = make(features.site, cold=False)

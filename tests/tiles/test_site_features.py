@@ -64,6 +64,17 @@ def test_features_take_memory(tmp_path):
     assert tiles[0].num_bytes - tiles[1].num_bytes == num * (8 + 4 + 4) + 4 * 8
 
 
+def test_tiles_without_landmarks_are_near_where_their_keyframes_are(tmp_path):
+    contents = contents_of(0, num_landmarks=0, num_keyframes=30, extent=50.0, most=200)
+    write_site(tmp_path / "site", contents, max_tile_bytes=8000)
+    site = open_site(tmp_path / "site")
+    centers = site.keyframes.centers
+    for idx in range(0, 30, 5):
+        near = site.tiles.near(centers[idx], 0.1)
+        assert near[0] == site.tile_of(np.array([idx]))[0]
+        assert len(near) < len(site.tiles)
+
+
 def test_an_update_keeps_them(tmp_path):
     contents = contents_of(2, num_landmarks=20, extent=0.5)
     write_site(tmp_path / "site", contents, max_tile_bytes=10**6)
