@@ -53,3 +53,15 @@ def test_backends_are_compared_and_timed():
     assert header.startswith("| backend | retrieval ms | features ms | matching ms | f")
     assert first.startswith("| ort-cpu int8 | ")
     assert second.rstrip(" |").endswith("1.0000 | 1.0000 | 1.0000")
+
+
+def test_what_is_left_out_has_a_reason(no_driver, tmp_path):
+    images = bench_gpu.demo_frames(1)
+    found, missing = bench_gpu.contenders(None, images, out=tmp_path, threads=1)
+    assert found[0].name == "ort-cpu int8"
+    left_out = {reason.partition(": ")[0]: reason for reason in missing}
+    assert {"tensorrt", "tensorrt-rtx"} <= set(left_out)
+    for reason in left_out.values():
+        assert "--backend auto" in reason  # the fix
+        assert "\n" not in reason
+    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ import numpy as np
 
 from edgeloc.cli.common import EXIT_OK, run_command
 from edgeloc.cli.run import demo_paths
-from edgeloc.errors import BackendUnavailableError
+from edgeloc.errors import BackendUnavailableError, ModelError
 from edgeloc.features.extract import extract_features
 from edgeloc.features.learned import LearnedFamily, LearnedRetrieval
 from edgeloc.features.match import landmark_similarity
@@ -137,8 +137,11 @@ def contenders(
                 )
                 options = _options(backend, threads, engines=folder)
                 found.append(open_contender(f"{backend} {precision}", options))
-        except BackendUnavailableError as exc:  # noqa: PERF203 - a handful
-            missing.append(str(exc))
+        except ModelError as exc:  # noqa: PERF203 - a handful
+            # Not there, or not good enough: the table says so, and shows the others.
+            missing.append(
+                f"{backend}: {str(exc).removeprefix(f'--backend {backend}: ')}"
+            )
     return found, missing
 
 
@@ -319,7 +322,7 @@ def _main(args: argparse.Namespace) -> int:
         table(times, agreements),
         "",
         *hardware_lines(device, threads=args.threads),
-        *(f"- not here: {reason}" for reason in missing),
+        *(f"- left out: {reason}" for reason in missing),
         "",
         f"`python -m edgeloc_tools.learn.bench_gpu --rounds {args.rounds} "
         f"--threads {args.threads}`",
