@@ -62,10 +62,12 @@ class InterpolateOptions:
     weighting: str = "bdi"
     num_keyframes: int = 5
     csi_alpha: float = 8.0
-    bdi_ridge: float = 1.0
+    bdi_ridge: float = 3.0
     bandwidth_spacings: float = 8.0
     bandwidth_deg: float = 30.0
-    rerank: RerankOptions | None = field(default_factory=RerankOptions)
+    rerank: RerankOptions | None = field(
+        default_factory=lambda: RerankOptions(score_weight=20.0)
+    )
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:

@@ -49,7 +49,7 @@ def working(mixed_result, monkeypatch):
         (["--map", "s", *RECORDING, "--weighting", "none"], "invalid choice: 'none'"),
         (
             ["--map", "s", *RECORDING, "--method", "magic"],
-            "--method magic: this version",
+            "--method magic is unknown, expected one of auto, structure",
         ),
         (["--map", "s", *RECORDING, "--budg", "33"], "unrecognized arguments: --budg"),
     ],

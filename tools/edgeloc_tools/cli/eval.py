@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from edgeloc.cli.common import EXIT_OK, OneLineParser, run_command, silence_opencv
@@ -25,6 +26,8 @@ _EXAMPLES = """\
   edgeloc-eval --map site/ --format kapture --input query/ --report report/
   edgeloc-eval --map site/ --format colmap --input model/ --images photos/ \\
       --method interpolate --weighting ewb --json
+  edgeloc-eval --map site/ --format kapture --input query/ --method all \\
+      --build-report built/report.json --report methods/
 
 exit codes: 0 ok, 2 usage or recording, 3 map, 4 model or backend, 70 other"""
 
@@ -70,8 +73,9 @@ def parser() -> argparse.ArgumentParser:
     method.add_argument(
         "--method",
         default="auto",
-        metavar="{auto,structure,interpolate}",
-        help="which path may answer (default: %(default)s)",
+        metavar="{auto,structure,scene-coords,local-sfm,relative,interpolate,regress,all}",
+        help="which path may answer; all: each by itself, in one table and one picture "
+        "of accuracy, time and bytes (default: %(default)s)",
     )
     method.add_argument(
         "--weighting",
@@ -114,6 +118,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="CPU threads of each network (default: %(default)s)",
     )
+    method.add_argument(
+        "--build-report",
+        type=Path,
+        metavar="JSON",
+        help="report.json of the map's build: adds build time and bytes of training "
+        "data to the table of --method all",
+    )
     output = out.add_argument_group("output")
     output.add_argument(
         "--report",
@@ -145,7 +156,7 @@ def estimator_options(args: argparse.Namespace) -> EstimatorOptions:
 
     default = InterpolateOptions()
     return EstimatorOptions(
-        method=args.method,
+        method="auto" if args.method == "all" else args.method,
         cold=args.cold,
         max_keypoints=args.max_keypoints,
         backend=BackendOptions(backend=args.backend, threads=args.threads),
@@ -167,6 +178,19 @@ def _report_writer() -> Callable[..., tuple[Path, Path]]:
             f"--report needs {exc.name}: pip install 'edgeloc[build]'"
         ) from exc
     return write_report
+
+
+def _comparison_report() -> ModuleType:
+    """Return the module that writes comparisons; it needs matplotlib and jinja2."""
+    try:
+        from edgeloc_tools.evaluate import comparison_report
+    except ModuleNotFoundError as exc:
+        if exc.name not in {"matplotlib", "jinja2"}:
+            raise
+        raise ConfigError(
+            f"--report needs {exc.name}: pip install 'edgeloc[build]'"
+        ) from exc
+    return comparison_report
 
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> int:
@@ -194,6 +218,10 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
 
     if not args.debug:
         silence_opencv()
+    if args.build_report is not None and args.method != "all":
+        raise ConfigError("--build-report: is for --method all only")
+    if args.method == "all":
+        return _run_all(args, command)
     # Whatever can be wrong with the call is found before the work starts.
     options = estimator_options(args)
     write_report = _report_writer() if args.report else None
@@ -217,6 +245,47 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
         print(json.dumps(facts, ensure_ascii=False, allow_nan=False))
     else:
         print(format_text(result))
+    return EXIT_OK
+
+
+def _run_all(args: argparse.Namespace, command: Sequence[str]) -> int:
+    """Evaluate every method by itself, print, and return the exit code."""
+    from edgeloc.tiles.reader import open_site
+    from edgeloc_tools.cli.recording_options import open_from_arguments
+    from edgeloc_tools.evaluate.comparison import (
+        HEADER,
+        METHODS,
+        cells,
+        compare_methods,
+        read_build_facts,
+    )
+    from edgeloc_tools.evaluate.machine import machine_facts
+    from edgeloc_tools.evaluate.text import table
+    from edgeloc_tools.progress import StderrProgress
+
+    options = estimator_options(args)
+    reports = _comparison_report() if args.report or args.json else None
+    facts = read_build_facts(args.build_report) if args.build_report else None
+    rows = compare_methods(
+        open_site(args.map),
+        open_from_arguments(args),
+        options=options,
+        builds=None if facts is None else dict.fromkeys(METHODS, facts),
+        budget_ms=args.budget_ms,
+        limit=args.limit,
+        progress=StderrProgress(),
+    )
+    machine = machine_facts()
+    if reports is not None and args.report:
+        written = reports.write_comparison(
+            rows, args.report, machine=machine, command=command
+        )
+        print(f"wrote {written[1]}", file=sys.stderr)
+    if reports is not None and args.json:
+        values = reports.comparison_json(rows, machine=machine, command=command)
+        print(json.dumps(values, ensure_ascii=False, allow_nan=False))
+    else:
+        print(table(HEADER, [cells(row) for row in rows]))
     return EXIT_OK
 
 

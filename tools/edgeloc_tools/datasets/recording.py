@@ -251,3 +251,20 @@ class Recording:
                 "make poses with `edgeloc-build sfm`"
             )
         return self.subset(images)
+
+
+def source_bytes(recording: Recording, *, depth: bool) -> int:
+    """Return the bytes of the image files of a recording.
+
+    Parameters
+    ----------
+    recording : Recording
+        Images that are no files of their own, such as frames of a video, count nothing.
+    depth : bool
+        Whether depth maps count, too.
+    """
+    sources: list[object] = [image.source for image in recording.images]
+    if depth:
+        sources += [image.depth for image in recording.images]
+    paths = {getattr(source, "path", None) for source in sources}
+    return sum(p.stat().st_size for p in paths if isinstance(p, Path) and p.is_file())

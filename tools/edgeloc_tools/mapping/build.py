@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeloc import __version__
+from edgeloc.clock import MonotonicClock
 from edgeloc.errors import ConfigError, MapError
 from edgeloc.localize.interpolate import CoarseCalibration, keyframe_spacing
 from edgeloc.localize.structure import structure_for
@@ -24,7 +25,7 @@ from edgeloc.tiles.layout import (
 from edgeloc.tiles.reader import SiteManifest
 from edgeloc.tiles.writer import write_site
 from edgeloc.types import BoolArray, IntArray
-from edgeloc_tools.datasets.recording import Recording
+from edgeloc_tools.datasets.recording import Recording, source_bytes
 from edgeloc_tools.mapping.calibrate import HeldOut, calibrate
 from edgeloc_tools.mapping.coarse_lists import make_lists
 from edgeloc_tools.mapping.codebooks import (
@@ -143,13 +144,19 @@ def build_site(
         When no landmarks come out of it.
     """
     options = options or BuildOptions()
+    begin_ns = MonotonicClock().now_ns()
     folder = WorkFolder(work)
     survey = survey_recording(
         recording, options=options, folder=folder, progress=progress
     )
     result = build_from_survey(survey, out=out, options=options, progress=progress)
     folder.remove()
-    return result
+    # Not in the site: the same images make the same bytes.
+    cost = {
+        "build_seconds": round((MonotonicClock().now_ns() - begin_ns) * 1e-9, 1),
+        "training_bytes": source_bytes(survey.posed, depth=options.use_depth),
+    }
+    return replace(result, facts={**result.facts, **cost})
 
 
 def build_from_survey(
