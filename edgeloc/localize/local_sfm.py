@@ -4,9 +4,9 @@ For sites that keep no 3D points: the poses of the keyframes and their features 
 enough (Sattler et al., "Are Large-Scale 3D Models Really Necessary for Accurate Visual
 Localization?", CVPR 2017, section 3.2).
 
-Tracks go through the query alone. Matching the keyframes with each other, too, localized
-3 % more frames of hard recordings (ORB indoors, a path by day), and took three times as
-long.
+Tracks go through the query alone. Matching the keyframes with each other, too,
+localized 3 % more frames of hard recordings (ORB indoors, a path by day), and took
+three times as long.
 """
 
 from __future__ import annotations

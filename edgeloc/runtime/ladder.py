@@ -419,6 +419,9 @@ def _nets(
     for step in reversed(state.available()):
         if LADDER.index(step) <= rank or step.rung is Rung.LOST:
             continue
+        if step.status is PoseStatus.LOCALIZED:
+            # Another fix costs as much as the chosen one, and is tried if that fails.
+            continue
         shared = [stage for stage in step.stages if stage in chosen.step.stages]
         own = frozenset(shared) | state.done
         extra_ns = step_cost_ns(step, costs, done=own)

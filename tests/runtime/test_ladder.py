@@ -359,3 +359,17 @@ def test_what_is_skipped_becomes_affordable_again():
     for _ in range(30):
         timer.forget_a_little("features", "unknown")
     assert timer.cost_ns("features") < 70 * MS
+
+
+def test_a_fix_is_no_safety_net_of_another():
+    """With time for everything, worse fixes wait until the better one has failed."""
+    costs = Table({**USUAL_MS, "local_sfm": 40, "relative": 90})
+    both = SITE | {Need.KEYFRAME_FEATURES}
+    state = LadderState(have=both)
+    assert names(state, 1000, costs) == ["interpolate", "relocalize"]
+    for failed, then in (("relocalize", "local_sfm"), ("local_sfm", "relative")):
+        state = state.after("interpolate", Cause.NONE, stages=())
+        state = state.after(failed, Cause.FEW_INLIERS, stages=())
+        assert names(state, 1000, costs)[-1] == then
+    features = LadderState(have=both - {Need.TILES})
+    assert names(features, 1000, costs) == ["interpolate", "local_sfm"]
