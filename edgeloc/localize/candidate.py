@@ -110,8 +110,11 @@ class FrameTrace:
         Features of the frame.
     candidates : mapping of str to Candidate
         What each rung said, by its name.
+    num_compared : int
+        Keyframes that retrieval compared with the frame.
     """
 
     retrieved: RetrievalResult | None = None
     query: Query | None = None
     candidates: Mapping[str, Candidate] = field(default_factory=dict)
+    num_compared: int = 0

@@ -26,6 +26,7 @@ from edgeloc.runtime.ladder import Attempt, LadderState, Need
 from edgeloc.runtime.looking import Looking
 from edgeloc.runtime.method_structure import StructureMethod
 from edgeloc.runtime.methods import open_methods
+from edgeloc.runtime.priors import PriorTrust
 from edgeloc.runtime.site_parts import SiteParts, open_site_parts
 from edgeloc.runtime.telemetry import RepeatedWarning
 from edgeloc.runtime.tracker import MotionState, MotionTracker, Odometry
@@ -222,6 +223,11 @@ class Estimator:
     def motion(self) -> MotionTracker:
         """The motion filter, which takes measurements of other sensors, too."""
         return self._following.motion
+
+    @property
+    def trust(self) -> PriorTrust:
+        """Which parts of what other sensors say are believed."""
+        return self._believing.trust
 
     @property
     def odometry(self) -> Odometry | None:

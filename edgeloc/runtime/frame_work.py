@@ -95,7 +95,10 @@ class FrameWork:
     def trace(self) -> FrameTrace:
         """Return how the answer came about."""
         return FrameTrace(
-            retrieved=self._retrieved, query=self._query, candidates=self.candidates
+            retrieved=self._retrieved,
+            query=self._query,
+            candidates=self.candidates,
+            num_compared=self.num_compared,
         )
 
     def grey(self) -> ByteArray:

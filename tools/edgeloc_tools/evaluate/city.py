@@ -21,18 +21,18 @@ from pathlib import Path
 import numpy as np
 
 from edgeloc.cli.common import EXIT_OK, run_command
+from edgeloc.clock import MonotonicClock
 from edgeloc.errors import ConfigError, ModelError
-from edgeloc.features.match import MatchOptions
 from edgeloc.features.quantizer import ProductQuantizer
 from edgeloc.geometry.camera import project
 from edgeloc.geometry.se3 import rotation_angle_rad
 from edgeloc.inference.manifest import shipped_folder
 from edgeloc.localize.candidate import Candidate, Query
-from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.localize.interpolate import nearest_keyframes, widen_unconfirmed
-from edgeloc.localize.structure import FixCalibration, StructureOptions, relocalize
 from edgeloc.runtime.estimator_options import EstimatorOptions
+from edgeloc.runtime.method_structure import StructureMethod
 from edgeloc.runtime.site_models import open_keyframe_index
+from edgeloc.runtime.site_parts import open_site_parts
 from edgeloc.runtime.tile_cache import TileCache
 from edgeloc.tiles.arrays import decode_codebook
 from edgeloc.tiles.layout import Codebook
@@ -40,7 +40,6 @@ from edgeloc.tiles.reader import (
     Site,
     assemble_local_map,
     open_site,
-    visible_point3D_ids,
 )
 from edgeloc.tiles.writer import write_site_in_blocks
 from edgeloc.types import (
@@ -48,10 +47,10 @@ from edgeloc.types import (
     Features,
     Float32Array,
     PoseStatus,
-    RetrievalResult,
     Rigid3,
     Rung,
 )
+from edgeloc_tools.evaluate.city_frames import KnownFrames
 from edgeloc_tools.evaluate.city_streets import (
     BLOCK_M,
     CAMERA,
@@ -67,7 +66,6 @@ FEATURES, PLACES = "edgeloc-features-small", "edgeloc-retrieval-small"
 CODE_BYTES = 8
 NUM_QUERIES = 200
 CACHE_BYTES = 48 << 20
-_STRUCTURE = StructureOptions(match=MatchOptions(max_ratio=0.95))
 _ASIDE_M = 0.5
 _TURN_RAD = 0.05
 _NOISE_PX = 0.5
@@ -77,7 +75,7 @@ _WRONG = 0.3
 """Part of the keypoints that are no landmarks."""
 _LOCAL_NOISE, _GLOBAL_NOISE = 0.6, 0.5
 """Length of what is added to a descriptor: cosines of 0.86 and 0.89."""
-_MAX_ERROR_M = 0.25
+MAX_ERROR_M = 0.25
 
 
 def shipped_codebook(model: str, num_parts: int) -> Codebook:
@@ -268,52 +266,39 @@ class CityLocalizer:
 
     def __init__(self, site: Site, *, cache_bytes: int) -> None:
         self._site = site
-        self._cache_bytes = cache_bytes
-        self._index = open_keyframe_index(site)
-        quantizer = ProductQuantizer.from_arrays(site.codebook("descriptors").arrays)
-        self._decode = quantizer.decode
-        self._options = EstimatorOptions()
-        self.tiles = TileCache(site, max_bytes=cache_bytes)
+        self._options = EstimatorOptions(cold=True, cache_bytes=cache_bytes)
+        known = KnownFrames(site)
+        self._parts = open_site_parts(
+            site,
+            CAMERA,
+            self._options,
+            clock=MonotonicClock(),
+            family=known,
+            retrieval=known,
+        )
+        self._method = StructureMethod(self._parts)
+
+    @property
+    def tiles(self) -> TileCache:
+        """Tiles in memory."""
+        return self._parts.tiles
 
     def forget(self) -> None:
         """Drop all tiles in memory."""
         self.tiles.close()
-        self.tiles = TileCache(self._site, max_bytes=self._cache_bytes)
+        self._parts = replace(
+            self._parts,
+            tiles=TileCache(self._site, max_bytes=self._options.cache_bytes),
+        )
+        self._method = StructureMethod(self._parts)
 
     def localize(self, query: Query) -> Candidate:
         """Return what RELOCALIZE says of a frame."""
         self.tiles.start_frame()
-        found = self._index.search(
+        found = self._parts.index.search(
             query.global_descriptor, k=self._options.num_retrieved
         )
-        comparison = LandmarkComparison(query.descriptors, self._decode)
-        first = RetrievalResult(
-            keyframe_ids=found.keyframe_ids[: self._options.num_first],
-            scores=found.scores[: self._options.num_first],
-        )
-        candidate = self._solve(query, first, comparison)
-        if (
-            candidate.status is PoseStatus.LOCALIZED
-            and candidate.num_inliers >= self._options.num_enough
-        ):
-            return candidate
-        return self._solve(query, found, comparison)
-
-    def _solve(
-        self, query: Query, retrieved: RetrievalResult, comparison: LandmarkComparison
-    ) -> Candidate:
-        site = self._site
-        ids = retrieved.keyframe_ids
-        return relocalize(
-            query,
-            retrieved,
-            visible=visible_point3D_ids(self.tiles.load, site, ids),
-            centers=site.keyframes.centers_of(site.keyframes.index_of(ids)),
-            load_local_map=lambda ids: assemble_local_map(self.tiles.load, site, ids),
-            comparison=comparison,
-            calibration=FixCalibration(),
-            options=_STRUCTURE,
-        )
+        return self._method.solve(query, found)
 
 
 def resident_bytes() -> int:
@@ -363,7 +348,7 @@ class Measured:
     @property
     def localized(self) -> float:
         """Share of frames within a quarter of a metre."""
-        return float(np.mean(np.array(self.errors_m) <= _MAX_ERROR_M))
+        return float(np.mean(np.array(self.errors_m) <= MAX_ERROR_M))
 
 
 def _timed(body: Callable[[], object]) -> float:
@@ -614,7 +599,7 @@ def report(measured: Sequence[Measured], latencies: Sequence[Latencies]) -> str:
                 f"x {ratio(name)} (≤ 1.5)",
             ]
         )
-    add(f"localized within {_MAX_ERROR_M} m", lambda m: percent(m.localized))
+    add(f"localized within {MAX_ERROR_M} m", lambda m: percent(m.localized))
     add(
         "median error",
         lambda m: (

@@ -182,7 +182,7 @@ def measure(
     coverage: float,
     num_mapping: int,
     num_queries: int,
-    features: str = "orb",
+    features: str = "sift",
     seed: int = 0,
 ) -> list[Outcome]:
     """Map and localize in the three cases.
@@ -266,9 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="moving", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the sites")
     parser.add_argument("--coverage", type=float, default=0.4, help="share hidden")
-    parser.add_argument("--mapping", type=int, default=60, help="pictures")
-    parser.add_argument("--queries", type=int, default=50, help="pictures")
-    parser.add_argument("--features", default="orb", help="feature family")
+    parser.add_argument("--mapping", type=int, default=40, help="pictures")
+    parser.add_argument("--queries", type=int, default=40, help="pictures")
+    parser.add_argument("--features", default="sift", help="feature family")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
