@@ -52,7 +52,8 @@ def median_errors(site: Site, recording: Recording) -> dict[str, tuple[float, fl
     dict of str to (float, float)
         Map units and degrees, by weighting.
     """
-    options = {TOP_1: InterpolateOptions(weighting="ewb", num_keyframes=1)}
+    alone = InterpolateOptions(weighting="ewb", num_keyframes=1, rerank=None)
+    options = {TOP_1: alone}
     for weighting in WEIGHTINGS:
         options[weighting] = InterpolateOptions(weighting=weighting)
     out = {}
