@@ -1,6 +1,6 @@
 """Every family of methods on an indoor and an outdoor scene, as one table each.
 
-Run as ``python -m edgeloc_tools.evaluate.methods --data ../shared/data --out DIR``.
+Run as ``python -m edgeloc_tools.cli.methods --data ../shared/data --out DIR``.
 Builds what is needed: a site with landmarks and features of keyframes and, where
 PyTorch is installed, its heads; what is there already is used as it is. The result is
 the Markdown of the README, and a report with a picture for each scene.
@@ -205,7 +205,7 @@ def run_scene(
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; they and the reports go to ``--out``."""
     parser = argparse.ArgumentParser(
-        prog="python -m edgeloc_tools.evaluate.methods",
+        prog="python -m edgeloc_tools.cli.methods",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence_opencv()
         if not args.data.is_dir():
             raise ConfigError(f"--data {args.data}: is not a folder")
-        command = ["python", "-m", "edgeloc_tools.evaluate.methods"]
+        command = ["python", "-m", "edgeloc_tools.cli.methods"]
         tables = [
             run_scene(
                 scene,
