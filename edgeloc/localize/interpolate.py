@@ -81,7 +81,7 @@ class InterpolateOptions:
                 raise ValueError(f"{name} {getattr(self, name)} must be > 0")
 
 
-_MAX_FACTOR = 4.0
+_MAX_FACTOR = 10.0
 """Held-out frames are too few to say more about how much less or more."""
 
 
@@ -89,7 +89,7 @@ _MAX_FACTOR = 4.0
 class SpreadByScore:
     """How the error of an interpolated pose goes with its best cosine.
 
-    ``sigma(score) = sigma * exp(slope * (middle - score))``, at most four times more or
+    ``sigma(score) = sigma * exp(slope * (middle - score))``, at most ten times more or
     less: the less a frame looks like the keyframes, the further it is away from them.
 
     Parameters

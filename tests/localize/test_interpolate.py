@@ -250,9 +250,9 @@ def test_less_similar_frames_are_less_sure(rng):
     assert calibration.sigmas(0.6) == pytest.approx(
         (0.1 * np.exp(0.4), 0.05 * np.exp(0.2))
     )
-    # Never by more than four times, either way.
-    assert calibration.sigmas(-5.0) == pytest.approx((0.4, 0.2))
-    assert calibration.sigmas(9.0)[0] == pytest.approx(0.025)
+    # Never by more than ten times, either way.
+    assert calibration.sigmas(-5.0) == pytest.approx((1.0, 0.5))
+    assert calibration.sigmas(9.0)[0] == pytest.approx(0.01)
     again = CoarseCalibration.from_arrays(calibration.to_arrays())
     assert again.spread.middle == pytest.approx(0.8)
     assert again.sigmas(0.6) == pytest.approx(calibration.sigmas(0.6))

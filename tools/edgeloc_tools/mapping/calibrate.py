@@ -81,17 +81,23 @@ def calibrate(
         num_localized=len(fixes),
         median_error=float(np.median(errors)) if errors else float("nan"),
         fix=fit_fix_calibration([xi for xi, _ in known], [cov for _, cov in known]),
-        coarse=_coarse(
-            [(s.score, s.position_error, s.rotation_error_rad) for s in coarse],
-            keyframe_spacing,
-        ),
+        coarse=_coarse(coarse, keyframe_spacing),
     )
 
 
-def _coarse(
-    samples: Sequence[tuple[float, float, float]], spacing: float
-) -> CoarseCalibration:
-    values = np.array(samples, dtype=np.float64).reshape(-1, 3)
+def _coarse(samples: Sequence[CoarseSample], spacing: float) -> CoarseCalibration:
+    own = [sample.score for sample in samples if not sample.passed_over]
+    lowest = float(np.quantile(own, 0.05)) if own else 0.0
+    min_score = max(0.6 * lowest, MIN_SCORE)
+    # What would not be answered says nothing of answers.
+    values = np.array(
+        [
+            (s.score, s.position_error, s.rotation_error_rad)
+            for s in samples
+            if not s.passed_over or s.score >= min_score
+        ],
+        dtype=np.float64,
+    ).reshape(-1, 3)
     if len(values) == 0:
         values = np.array([[0.0, 2.0 * spacing, np.deg2rad(30.0)]])
     spread = _spread_by_score(values)
@@ -99,9 +105,8 @@ def _coarse(
     # 90 % of the errors lie inside sqrt(6.25) sigma of three axes.
     errors = values[:, 1:] / factors
     position, rotation = np.quantile(errors, 0.9, axis=0) / np.sqrt(_CHI2_3_Q90)
-    lowest = float(np.quantile(values[:, 0], 0.05))
     return CoarseCalibration(
-        min_score=max(0.6 * lowest, MIN_SCORE),
+        min_score=min_score,
         position_sigma=max(float(position), 1e-6),
         rotation_sigma_rad=max(float(rotation), 1e-3),
         keyframe_spacing=spacing,

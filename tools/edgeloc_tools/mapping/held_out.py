@@ -27,6 +27,7 @@ from edgeloc.types import (
     FloatArray,
     IntArray,
     PoseStatus,
+    RetrievalResult,
 )
 from edgeloc_tools.mapping.landmarks import LandmarkMap
 from edgeloc_tools.mapping.tracks import MappingImage
@@ -204,6 +205,10 @@ def localize_held_out(
     return HeldOutRun(frames=frames, trials=trials)
 
 
+_PASSED_OVER = (0.0, 0.1, 0.2, 0.4)
+"""Shares of the keyframes that are left out, see `interpolate_held_out`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoarseSample:
     """How a held-out frame was interpolated.
@@ -214,11 +219,14 @@ class CoarseSample:
         Cosine of the best retrieved keyframe.
     position_error, rotation_error_rad : float
         Of the interpolated pose, m and rad.
+    passed_over : bool
+        Whether the keyframes that look most like it were left out.
     """
 
     score: float
     position_error: float
     rotation_error_rad: float
+    passed_over: bool = False
 
 
 def interpolate_held_out(
@@ -232,6 +240,10 @@ def interpolate_held_out(
     num_retrieved: int = 10,
 ) -> list[CoarseSample]:
     """Interpolate the poses of held-out mapping frames between the others.
+
+    Each several times: with all other keyframes, and without the share of them that
+    looks most like it. A mapping walk knows itself better than later walks will: what
+    these look like, and how far off they are, is found further down the list.
 
     Parameters
     ----------
@@ -259,24 +271,31 @@ def interpolate_held_out(
             continue
         keyframes, index = keyframes_of(images, global_codes, kept, describing)
         for idx in fold.tolist():
-            retrieved = index.search(query_vectors[idx], k=num_retrieved)
-            mean = interpolate_pose(
-                query=query_vectors[idx],
-                retrieved=retrieved,
-                keyframes=keyframes,
-                index=index,
-                calibration=uncalibrated,
-                options=InterpolateOptions(),
-            )
-            errors = _errors(mean, images[idx])
-            if errors is not None:
-                samples.append(
-                    CoarseSample(
-                        score=float(retrieved.scores[0]),
-                        position_error=errors[0],
-                        rotation_error_rad=errors[1],
-                    )
+            everything = index.search(query_vectors[idx], k=len(keyframes))
+            for share in _PASSED_OVER:
+                first = round(share * len(everything))
+                retrieved = RetrievalResult(
+                    keyframe_ids=everything.keyframe_ids[first:][:num_retrieved],
+                    scores=everything.scores[first:][:num_retrieved],
                 )
+                mean = interpolate_pose(
+                    query=query_vectors[idx],
+                    retrieved=retrieved,
+                    keyframes=keyframes,
+                    index=index,
+                    calibration=uncalibrated,
+                    options=InterpolateOptions(),
+                )
+                errors = _errors(mean, images[idx])
+                if errors is not None:
+                    samples.append(
+                        CoarseSample(
+                            score=float(retrieved.scores[0]),
+                            position_error=errors[0],
+                            rotation_error_rad=errors[1],
+                            passed_over=share > 0,
+                        )
+                    )
     return samples
 
 
