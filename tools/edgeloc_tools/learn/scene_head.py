@@ -1,7 +1,7 @@
 """The scene-coordinate head: places in the world by what they look like.
 
-Two layers over each keypoint (1x1 convolutions) with a softmax between them, homogeneous and relative to the mean
-of the scene, as the output of ACE [1]_:
+Two layers over each keypoint (1x1 convolutions) with a softmax between them,
+homogeneous and relative to the mean of the scene, as the output of ACE [1]_:
 
     share = softmax(A d + b),    (x w, y w, z w, w) = C share,    w = 1
 

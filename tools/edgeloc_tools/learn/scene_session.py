@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from edgeloc.localize.structure import FixCalibration
 from edgeloc.runtime.site_models import open_site_family
 from edgeloc.tiles.add_models import add_models
 from edgeloc.tiles.reader import Site, open_site
-from edgeloc.types import BoolArray, Features, Float32Array, PoseStatus
+from edgeloc.types import BoolArray, Features, Float32Array, FloatArray, PoseStatus
 from edgeloc_tools.datasets.recording import Recording
 from edgeloc_tools.learn.card import write_card
 from edgeloc_tools.learn.export import LICENSE
@@ -182,8 +183,10 @@ def _calibrate(
 
     Errors are those of heads that have not seen the frames: heads that begin with
     landmarks are good before they are trained, so that one is begun without every run
-    of frames that is held out; others have to be trained for it. Covariances are those
-    that the trained head claims for the same frames: it is surer of itself.
+    of frames that is held out; others have to be trained for it. Those heads claim
+    wider covariances than the trained one will, and the trained one claims narrower
+    ones for these frames, which it knows, than it will for others: the scale is the
+    geometric mean of what the two need.
     """
     runs = held_out_runs(len(views.images), max_frames=_MAX_HELD_OUT)
     begun_well = bool(np.all(np.isfinite(samples.points)))
@@ -191,7 +194,8 @@ def _calibrate(
         some = runs[::2]
         left_out, asked_all = (np.concatenate([run[i] for run in some]) for i in (0, 1))
         runs = [(left_out, asked_all)]
-    raw, errors = [], []
+    raw: list[tuple[FloatArray, FloatArray, FloatArray]] = []
+    errors = []
     num_asked = 0
     for run, asked in runs:
         use = ~np.isin(samples.image_idx, run)
@@ -212,10 +216,14 @@ def _calibrate(
                 continue
             errors.append(_position_error(view, views, fix))
             claim = localize_view(view, views, torch_place(trained, samples))
-            if claim.covariance is not None:
+            if claim.covariance is not None and fix.covariance is not None:
                 xi = log_se3(views.pose(view) @ fix.cam_from_world.inverse())
-                raw.append((xi, claim.covariance))
-    calibration = fit_fix_calibration([xi for xi, _ in raw], [cov for _, cov in raw])
+                raw.append((xi, fix.covariance, claim.covariance))
+    wide, narrow = (
+        fit_fix_calibration([row[0] for row in raw], [row[i] for row in raw])
+        for i in (1, 2)
+    )
+    calibration = replace(wide, scale=math.sqrt(wide.scale * narrow.scale))
     return calibration, HeldOutErrors(num_frames=num_asked, positions=tuple(errors))
 
 

@@ -18,8 +18,9 @@ from edgeloc_tools.learn.site_views import SiteViewOptions, SiteViews
 from edgeloc_tools.learn.train_loop import Run
 from edgeloc_tools.progress import Progress, silent
 
-_PLACES_FACTOR = 0.05
-"""Of the learning rate: metres, where the others are logits."""
+_PLACES_FACTOR, _FAR_FACTOR = 0.05, 2.0
+"""Of the learning rate: metres, where the others are logits; the second in first depths
+and for places that are not known, which have a long way to go."""
 _SOFT = 0.05
 """Largest angular error that still pulls in full, on the plane z = 1."""
 _MIN_DEPTH = 0.02
@@ -264,7 +265,8 @@ def scene_losses(head: SceneHead, batch: Mapping[str, Tensor]) -> dict[str, Tens
     width = torch.exp(log_sigma) / depth + 1e-3
     by_ray = soft / width + 2.0 * torch.log(width)
     behind = in_cam[:, 2] <= least
-    pull = (places - batch["along"]).square().sum(1).sqrt() / batch["first_depth"]
+    pull = ((places - batch["along"]).square().sum(1) + 1e-12).sqrt()
+    pull = pull / batch["first_depth"]
     by_ray = torch.where(behind, 10.0 * pull, by_ray)
     total = torch.where(known, by_place, by_ray).mean()
     return {
@@ -324,6 +326,10 @@ def train_scene_coords(
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     head = begin_head(samples, max_bytes=recipe.max_bytes, seed=recipe.seed)
+    begun_well = bool(np.all(np.isfinite(samples.points)))
+    places_factor = _PLACES_FACTOR
+    if not begun_well:
+        places_factor = _FAR_FACTOR * samples.first_depth
     run = Run(
         out=out,
         recipe=asdict(recipe),
@@ -332,7 +338,7 @@ def train_scene_coords(
         optimizer=torch.optim.Adam(
             [
                 {"params": [*head.compare.parameters()], "factor": 1.0},
-                {"params": [head.places], "factor": _PLACES_FACTOR},
+                {"params": [head.places], "factor": places_factor},
                 {"params": [head.trust], "factor": 2.0},
             ],
             eps=_EPS,

@@ -1,0 +1,349 @@
+"""Heads of a site: from a recording to networks that the device answers with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import site_fixture as room
+import torch
+
+from edgeloc.errors import ConfigError, MapError, MapModelMismatchError
+from edgeloc.geometry.se3 import exp_so3
+from edgeloc.inference.backend import BackendOptions
+from edgeloc.inference.head import open_head
+from edgeloc.runtime.estimator import Estimator
+from edgeloc.runtime.estimator_options import EstimatorOptions
+from edgeloc.runtime.site_models import open_site_family, open_site_head
+from edgeloc.tiles.reader import open_site, verify_site
+from edgeloc.types import PoseStatus, Rung
+from edgeloc_tools.cli.build import main as build_main
+from edgeloc_tools.learn.pose_views import MoveOptions, moved_view
+from edgeloc_tools.learn.regress_session import train_regress_head
+from edgeloc_tools.learn.scene_head import SceneHead, choose_prototypes, scene_graph
+from edgeloc_tools.learn.scene_session import train_scene_head
+from edgeloc_tools.learn.site_views import SiteViewOptions, draw_views
+from edgeloc_tools.learn.train_regress import RegressRecipe
+from edgeloc_tools.learn.train_scene_coords import (
+    SceneRecipe,
+    SceneSamples,
+    begin_head,
+    collect_samples,
+    make_batch,
+    train_scene_coords,
+)
+
+CPU = BackendOptions(backend="ort-cpu")
+VIEWS = SiteViewOptions(count=1)
+QUICK = SceneRecipe(steps=12, batch=128, views=VIEWS, checkpoint_every=4)
+COARSE = RegressRecipe(views=2, steps=150, batch=32, width=48)
+
+
+def copied(site: room.BuiltSite, folder: Path) -> Path:
+    return Path(shutil.copytree(site.path, folder / "site"))
+
+
+@pytest.fixture(scope="module")
+def trained(orb_site, tmp_path_factory) -> tuple[Path, dict, dict]:
+    """The room's ORB site with both heads."""
+    folder = tmp_path_factory.mktemp("heads")
+    path = copied(orb_site, folder)
+    scene = train_scene_head(
+        path, room.mapping_recording(), out=folder / "scene", recipe=QUICK
+    )
+    pose = train_regress_head(
+        path, room.mapping_recording(), out=folder / "pose", recipe=COARSE
+    )
+    return path, scene, pose
+
+
+def answers(path: Path, method: str):
+    estimator = Estimator(
+        site=open_site(path),
+        camera=room.CAMERA,
+        options=EstimatorOptions(method=method, cold=True, backend=CPU),
+    )
+    for image in room.query_images():
+        estimate = estimator.step(room.frame_of(image.source.read()), room.budget_of())
+        yield estimate, image.cam_from_world
+
+
+def test_the_site_becomes_its_next_version_at_once(orb_site, trained):
+    path, scene, pose = trained
+    site = open_site(path, verify=True)
+    verify_site(path)
+    assert set(site.manifest.rungs) >= {"RELOCALIZE", "SCENE_COORDS", "REGRESS"}
+    assert set(site.manifest.models) >= {"scene_coords", "regress"}
+    assert site.manifest.map_id == pose["map_id"] != scene["map_id"]
+    before = json.loads((path / "previous.json").read_text(encoding="utf-8"))
+    assert before["map_id"] == scene["map_id"]
+    assert scene["bytes"] <= 1_000_000
+    assert list(site.tiles) == list(orb_site.site.tiles)
+    assert set(site.retrieval_arrays) >= {
+        "scene_coords_calibration",
+        "regress_calibration",
+    }
+
+
+def test_scene_coordinates_localize_frames_of_another_path(trained):
+    path, scene, _ = trained
+    errors = []
+    for estimate, truth in answers(path, "scene-coords"):
+        if estimate.status is PoseStatus.LOCALIZED:
+            assert estimate.rung is Rung.SCENE_COORDS
+            errors.append(room.pose_error(estimate, truth))
+        else:
+            assert estimate.status is PoseStatus.LOST
+    assert len(errors) >= 6
+    assert np.median([e.position_m for e in errors]) < 0.03
+    assert np.median([e.nees for e in errors]) < 40.0
+    assert scene["held_out_frames"] > 0
+
+
+def test_a_strange_room_is_not_in_the_map(trained):
+    estimator = Estimator(
+        site=open_site(trained[0]),
+        camera=room.CAMERA,
+        options=EstimatorOptions(method="scene-coords", cold=True, backend=CPU),
+    )
+    for image in room.strange_images():
+        estimate = estimator.step(room.frame_of(image.source.read()), room.budget_of())
+        assert estimate.status is PoseStatus.LOST
+
+
+def test_regression_is_always_coarse_and_says_how_far_off_it_may_be(trained):
+    path, _, pose = trained
+    errors = []
+    for estimate, truth in answers(path, "regress"):
+        assert (estimate.status, estimate.rung) == (PoseStatus.COARSE, Rung.REGRESS)
+        errors.append(room.pose_error(estimate, truth))
+    extent = np.ptp(open_site(path).keyframes.centers, axis=0).max()
+    assert np.median([e.position_m for e in errors]) < 0.35 * extent
+    assert np.median([e.nees for e in errors]) < 3 * 5.35
+    assert errors[0].position_sigma_m == pytest.approx(
+        np.sqrt(3) * pose["position_sigma"], rel=1e-3
+    )
+
+
+def test_the_head_of_other_features_is_refused(sift_site, trained, tmp_path):
+    from edgeloc.tiles.add_models import add_models
+    from edgeloc_tools.learn.head_models import site_model
+
+    path = copied(sift_site, tmp_path)
+    with pytest.raises(MapError, match="has no scene_coords network; make one with"):
+        open_site_head(open_site(path), "scene_coords", options=CPU)
+    made = trained[0].parent / "scene" / "scene-coords.json"
+    add_models(
+        path, {"scene_coords": site_model("scene_coords", made)}, rungs=(), arrays={}
+    )
+    with pytest.raises(MapModelMismatchError, match="for the features 'orb', the site"):
+        open_site_head(open_site(path), "scene_coords", options=CPU)
+
+
+@pytest.fixture(scope="module")
+def drawn(orb_site):
+    """Views by what says where things are."""
+    family = open_site_family(orb_site.site)
+
+    def views(supervision: str, recording=None, count: int = 1):
+        return draw_views(
+            recording or room.mapping_recording(),
+            orb_site.site,
+            family,
+            options=SiteViewOptions(count=count),
+            supervision=supervision,
+        )
+
+    return views
+
+
+@pytest.mark.parametrize("supervision", ["depth", "landmarks"])
+def test_what_says_where_keypoints_lie(drawn, supervision):
+    """Every source alone gives points that project to where the keypoints are."""
+    views = drawn(supervision)
+    for view in views.views:
+        known = np.all(np.isfinite(view.points3D), axis=1)
+        assert known.mean() > (0.6 if supervision == "depth" else 0.05)
+        assert np.any(view.landmark_ids >= 0) == (supervision == "landmarks")
+        from edgeloc.geometry.camera import project
+
+        pixels, _ = project(
+            views.camera(view), views.pose(view).transform(view.points3D[known])
+        )
+        assert np.max(np.abs(pixels - view.keypoints[known])) < 2.1
+
+
+def test_poses_alone_say_nothing_of_places(drawn):
+    views = drawn("poses")
+    assert not any(np.isfinite(view.points3D).any() for view in views.views)
+    samples = collect_samples(views, first_depth=2.0)
+    head = begin_head(samples, max_bytes=200_000, seed=0)
+    # Prototypes begin on the rays of their keypoints.
+    in_cam = (
+        np.einsum("kij,nj->kni", samples.R, head.places.detach().numpy())
+        + samples.t[:, None]
+    )
+    assert np.abs(in_cam[..., 2] - 2.0).min(axis=0).max() < 1e-4
+
+
+def test_reprojection_alone_teaches_where_things_are(tmp_path):
+    """Points that cameras see from all around, each of its own look; no depth."""
+    rng = np.random.default_rng(4)
+    points = rng.uniform(-0.7, 0.7, (24, 3))
+    looks = np.linalg.norm(rng.standard_normal((24, 16)), axis=1, keepdims=True)
+    looks = rng.standard_normal((24, 16)) / looks
+    R = np.stack([exp_so3([0.0, a, 0.1]) for a in np.linspace(-1.0, 1.0, 12)])
+    t = np.tile([0.0, 0.0, 3.0], (12, 1))
+    image_idx = np.repeat(np.arange(12), 24)
+    in_cam = np.einsum("kij,nj->kni", R, points).reshape(-1, 3) + t[image_idx]
+    rows = np.tile(looks, (12, 1)) + 0.02 * rng.standard_normal((288, 16))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    samples = SceneSamples(
+        rows=rows.astype(np.float16),
+        points=np.full((288, 3), np.nan, np.float32),
+        plane=(in_cam[:, :2] / in_cam[:, 2:]).astype(np.float32),
+        image_idx=image_idx,
+        number=np.zeros(288, np.int64),
+        landmark_ids=np.full(288, -1),
+        R=R.astype(np.float32),
+        t=t.astype(np.float32),
+        origin=np.zeros(3),
+        first_depth=2.0,
+    )
+    recipe = SceneRecipe(steps=400, batch=128, max_bytes=4000, checkpoint_every=200)
+    begun = begin_head(samples, max_bytes=recipe.max_bytes, seed=0)
+    head = train_scene_coords(samples, out=tmp_path, recipe=recipe)
+    truth = np.tile(points, (12, 1))
+
+    def off(net: SceneHead) -> float:
+        with torch.no_grad():
+            places, _ = net(make_batch(samples, np.arange(288))["rows"])
+        return float(np.median(np.linalg.norm(places.numpy() - truth, axis=1)))
+
+    assert off(begun) > 0.5
+    assert off(head) < 0.1
+
+
+def test_an_interrupted_training_goes_on_and_another_recipe_is_refused(drawn, tmp_path):
+    samples = collect_samples(drawn("auto"), first_depth=0.0)
+    whole = train_scene_coords(samples, out=tmp_path / "whole", recipe=QUICK)
+
+    class Stop(Exception):
+        pass
+
+    def stop(_what: str, done: int, _total: int) -> None:
+        if done == 9:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_scene_coords(samples, out=tmp_path / "two", recipe=QUICK, progress=stop)
+    resumed = train_scene_coords(samples, out=tmp_path / "two", recipe=QUICK)
+    assert torch.allclose(whole.places, resumed.places, atol=1e-6)
+    with pytest.raises(ConfigError, match="is of a run with batch = 128, not 64"):
+        train_scene_coords(
+            samples, out=tmp_path / "two", recipe=replace(QUICK, batch=64)
+        )
+
+
+def test_training_ends_when_it_brings_no_more(drawn, tmp_path):
+    samples = collect_samples(drawn("auto"), first_depth=0.0)
+    steps = []
+    train_scene_coords(
+        samples,
+        out=tmp_path,
+        recipe=replace(QUICK, steps=60, learning_rate=1e-9, check_every=2, patience=3),
+        progress=lambda _what, done, _total: steps.append(done),
+    )
+    assert max(steps) < 20
+
+
+def test_the_exported_head_is_the_trained_one(trained, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((40, 32)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    head = SceneHead(rows, rng.uniform(-2, 2, (40, 3)).astype(np.float32))
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        scene_graph(head).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    query = rows + 0.1 * rng.standard_normal(rows.shape).astype(np.float32)
+    points, log_sigma = session.run(None, {"rows": query[None, None]})
+    with torch.no_grad():
+        places, expected = head(torch.from_numpy(query))
+    assert np.allclose(points, places, atol=1e-4)
+    assert np.allclose(log_sigma[:, 0], expected, atol=0.05)
+    # All precisions of a trained one load, and are of the same place.
+    folder = trained[0].parent / "scene"
+    spec = open_head(folder / "scene-coords.json", role="scene_coords").spec
+    for variant in ("int8-cpu", "fp16"):
+        path = folder / f"scene-coords-{variant}.json"
+        assert open_head(path, role="scene_coords", options=CPU).spec == spec
+    int8, full = (
+        (folder / f"scene-coords{end}.onnx").stat().st_size for end in ("-int8-cpu", "")
+    )
+    assert int8 < 0.4 * full
+
+
+def test_prototypes_are_spread_over_the_scene():
+    rng = np.random.default_rng(3)
+    points = np.vstack([rng.normal(0, 0.1, (900, 3)), rng.normal(5, 0.1, (100, 3))])
+    weights = np.concatenate([np.full(900, 9.0), np.ones(100)])
+    chosen = np.asarray(choose_prototypes(points, weights, count=200))
+    assert len(np.unique(chosen)) == len(chosen) == 200
+    assert 20 <= np.count_nonzero(chosen >= 900) <= 100
+
+
+def test_a_moved_view_is_what_a_camera_there_sees():
+    """The wall of the room, 0.2 m aside: against the renderer's own picture."""
+    recording = room.mapping_recording()
+    image = recording.images[3]
+    import cv2
+
+    from edgeloc_tools.mapping.depth import depth_in_camera
+
+    grey = cv2.cvtColor(image.source.read(), cv2.COLOR_BGR2GRAY)
+    depth = depth_in_camera(image.depth, room.CAMERA).astype(np.float32)
+    view = moved_view(
+        grey,
+        depth,
+        room.CAMERA,
+        image.cam_from_world,
+        options=MoveOptions(turn_deg=3.0, roll_deg=3.0, move=0.05),
+        rng=np.random.default_rng(1),
+    )
+    from edgeloc_tools.synth.render import render
+
+    assert not np.allclose(view.cam_from_world.t, image.cam_from_world.t, atol=1e-3)
+    true = render(room.room(), room.CAMERA, view.cam_from_world).image
+    true = cv2.cvtColor(np.asarray(true, np.uint8), cv2.COLOR_BGR2GRAY)
+    blurred, expected = (
+        cv2.GaussianBlur(p, (0, 0), 2.0).astype(float)[view.seen]
+        for p in (view.grey, true)
+    )
+    assert np.corrcoef(blurred, expected)[0, 1] > 0.95
+    off = np.corrcoef(cv2.GaussianBlur(grey, (0, 0), 2.0)[view.seen], expected)[0, 1]
+    assert np.corrcoef(blurred, expected)[0, 1] > off
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scene-coords"], "give --site, and with --recording"),
+        (
+            ["regress", "--site", "s", "--recording", "tum:x", "--photos", "p"],
+            "no --ph",
+        ),
+        (["features", "-o", "x"], "train features: --photos is missing"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert build_main(["train", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
