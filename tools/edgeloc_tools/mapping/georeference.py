@@ -77,7 +77,8 @@ def georeferenced(
     recording : Recording
         With poses; where `known` is None, with GNSS fixes, too.
     known : KnownOrigin or None
-        Where its world lies; None = fit the poses to the fixes, robustly: rigidly when
+        Where its world lies, whose z axis is up unless the recording says otherwise;
+        None = fit the poses to the fixes, robustly: rigidly when
         the recording is metric, else with a scale.
     rng : Generator
         Of the robust fit.
@@ -85,8 +86,7 @@ def georeferenced(
     Raises
     ------
     MapError
-        When there are too few fixes, the poses do not fit them, or nothing tells which
-        way is up.
+        When there are too few fixes, the poses do not fit them, or they are not metric.
     """
     placement = (
         _by_fixes(recording, rng) if known is None else _by_origin(recording, known)
@@ -137,12 +137,8 @@ def _by_fixes(recording: Recording, rng: np.random.Generator) -> Placement:
 
 
 def _by_origin(recording: Recording, known: KnownOrigin) -> Placement:
-    gravity = recording.gravity_in_world
-    if gravity is None:
-        raise MapError(
-            f"--geo-reference: {recording.name} does not say which way is up in its "
-            "world, which its place on Earth needs"
-        )
+    # Who names a heading of the y axis says that z is up.
+    gravity = recording.gravity_in_world or _DOWN
     if not recording.metric:
         raise MapError(
             f"--geo-reference: {recording.name} is not metric; give --metric when its "
