@@ -6,7 +6,7 @@ Localization?", CVPR 2017, section 3.2).
 
 Tracks go through the query alone. Matching the keyframes with each other, too,
 localized 3 % more frames of hard recordings (ORB indoors, a path by day), and took
-three times as long.
+about four times as long.
 """
 
 from __future__ import annotations

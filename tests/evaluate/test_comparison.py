@@ -141,9 +141,9 @@ def test_build_facts_are_read_from_the_report(tmp_path):
 
 
 def test_builds_tell_what_they_took(orb_site):
-    facts = orb_site.result.facts
-    assert facts["build_seconds"] > 0
-    assert facts["training_bytes"] >= 0
+    cost = orb_site.result.cost
+    assert cost["build_seconds"] > 0
+    assert cost["training_bytes"] >= 0
     # The same images make the same site, however long that takes.
     assert "build_seconds" not in orb_site.site.manifest.build
 

@@ -32,8 +32,9 @@ from edgeloc.tiles.reader import (
 )
 from edgeloc.types import Rigid3
 from edgeloc_tools.datasets.recording import ImageFile, Recording
-from edgeloc_tools.mapping import survey
+from edgeloc_tools.mapping import draft, survey
 from edgeloc_tools.mapping.build import build_site
+from edgeloc_tools.mapping.coverage import coverage_png
 from edgeloc_tools.mapping.inspect import describe_site
 from edgeloc_tools.mapping.options import BuildOptions
 from edgeloc_tools.mapping.survey import default_keypoints
@@ -173,6 +174,28 @@ def test_inspect_tells_what_is_in_the_site(fixture, request):
     assert told["build"] == dict(built.result.facts)
     centers = [i.cam_from_world.origin_in_a for i in mapping_recording().images]
     np.testing.assert_allclose(told["extent"], np.ptp(centers, axis=0), atol=3e-3)
+
+
+def test_inspect_tells_where_held_out_frames_failed(tmp_path, monkeypatch):
+    """Two of five frames, whose fixes are taken away."""
+    real = draft.calibrate
+
+    def with_failures(run, coarse, *, keyframe_spacing):
+        frames = [
+            replace(frame, xi=None) if frame.image_idx in {1, 3} else frame
+            for frame in run.frames
+        ]
+        run = replace(run, frames=frames)
+        return real(run, coarse, keyframe_spacing=keyframe_spacing)
+
+    monkeypatch.setattr(draft, "calibrate", with_failures)
+    built = build(tmp_path / "site", small_recording(), QUICK)
+    failed = {1, 3} | set(built.result.held_out.weak_image_idx)
+    images = small_recording().images
+    wanted = [images[idx].cam_from_world.origin_in_a for idx in sorted(failed)]
+    told = describe_site(built.path)["weak_spots"]
+    np.testing.assert_allclose(told, wanted, atol=3e-3)
+    assert coverage_png(built.path)[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(

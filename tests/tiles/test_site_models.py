@@ -118,7 +118,7 @@ def test_what_site_json_may_not_say_of_models(path, edit, message):
 def test_other_roles_are_not_written(tmp_path):
     with pytest.raises(
         MapError,
-        match="models are for features .* and scene_coords and regress, not heads",
+        match=r"models are for features .* and scene_coords and regress, not heads",
     ):
         write_site(tmp_path / "s", contents(heads=PLACES))
     assert not (tmp_path / "s").exists()

@@ -43,7 +43,7 @@ def make_parser() -> OneLineParser:
     for name, help_text, module in (
         ("map", "a posed recording to a site", map_command),
         ("sfm", "poses from plain photos or a video", sfm_command),
-        ("train", "a feature or retrieval network", train_command),
+        ("train", "a feature or retrieval network, or a head of a site", train_command),
         ("quantize", "FP16 and INT8 variants of a network, gated", quantize_command),
         ("engine", "TensorRT engines of a site's networks", engine_command),
         ("codebook", "what quantized descriptors stand for", codebook_command),

@@ -282,6 +282,7 @@ def run(args: argparse.Namespace) -> int:
                 "bytes": result.manifest.total_bytes,
                 "map_bytes": result.counted_bytes,
                 **result.facts,
+                **result.cost,
             },
             indent=2,
         )

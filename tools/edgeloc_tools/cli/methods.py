@@ -131,7 +131,7 @@ def ready_site(
         built = build_site(
             recording, out=site, options=options, progress=StderrProgress()
         )
-        seconds = {"site": float(built.facts["build_seconds"])}
+        seconds = {"site": float(built.cost["build_seconds"])}
         save_seconds(facts_file, seconds)
     seconds = json.loads(facts_file.read_text(encoding="utf-8"))
     for head in trained:

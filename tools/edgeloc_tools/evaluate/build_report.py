@@ -80,6 +80,7 @@ def write_build_report(result: BuildResult, folder: Path) -> tuple[Path, Path]:
         undefined=jinja2.StrictUndefined,
     )
     unit = "m" if manifest.metric else "u"
+    facts = {**result.facts, **result.cost}
     picture = ""
     if result.curve:
         svg = render(draw_curve, result.curve, size=(6.5, 5.0), kind="svg")
@@ -91,15 +92,15 @@ def write_build_report(result: BuildResult, folder: Path) -> tuple[Path, Path]:
         curve_header=_HEADER,
         curve=[_cells(point, unit) for point in result.curve],
         picture=picture,
-        facts=[[name, str(value)] for name, value in result.facts.items()],
+        facts=[[name, str(value)] for name, value in facts.items()],
     )
-    facts = {
+    report = {
         "format": "edgeloc-build-report",
         "format_version": FORMAT_VERSION,
         "map_id": manifest.map_id,
         "map_bytes": result.counted_bytes,
         "total_bytes": manifest.total_bytes,
-        "facts": dict(result.facts),
+        "facts": facts,
         "curve": [asdict(point) for point in result.curve],
     }
-    return write_pages(folder, facts=json_value(facts), page=page)
+    return write_pages(folder, facts=json_value(report), page=page)

@@ -41,7 +41,7 @@ def rounded(weights: Float32Array) -> Float32Array:
     bits = np.ascontiguousarray(weights, np.float32).view(np.uint32)
     # A carry into the exponent is right: it is the next power of two.
     kept = (bits + np.uint32(1 << (drop - 1))) >> np.uint32(drop) << np.uint32(drop)
-    return kept.view(np.float32)
+    return np.asarray(kept.view(np.float32))
 
 
 def shorten(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -36,6 +36,8 @@ class HeldOut:
         What makes the covariances of fixes honest.
     coarse : CoarseCalibration
         Of retrieval.
+    weak_image_idx : tuple of int
+        Frames that were not LOCALIZED, or further off than the next keyframe is.
     """
 
     num_frames: int
@@ -43,6 +45,7 @@ class HeldOut:
     median_error: float
     fix: FixCalibration
     coarse: CoarseCalibration
+    weak_image_idx: tuple[int, ...] = ()
 
     def facts(self) -> dict[str, int | float]:
         """Return the figures for a build report."""
@@ -82,6 +85,11 @@ def calibrate(
         median_error=float(np.median(errors)) if errors else float("nan"),
         fix=fit_fix_calibration([xi for xi, _ in known], [cov for _, cov in known]),
         coarse=_coarse(coarse, keyframe_spacing),
+        weak_image_idx=tuple(
+            frame.image_idx
+            for frame in run.frames
+            if not frame.localized or frame.position_error > keyframe_spacing
+        ),
     )
 
 

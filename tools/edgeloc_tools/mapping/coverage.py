@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 
 from edgeloc.tiles.reader import Site, open_site
 from edgeloc.types import FloatArray
+from edgeloc_tools.mapping.inspect import weak_keyframes
 
 MANY_LANDMARKS = 200_000
 """Of more, so many are drawn."""
-_INK, _LANDMARK, _CELL = "#333333", "#9aa5b1", "#d9b36c"
+_INK, _LANDMARK, _CELL, _WEAK = "#333333", "#9aa5b1", "#d9b36c", "#c0392b"
 
 
 def plan_axes(site: Site) -> tuple[FloatArray, str]:
@@ -54,7 +55,8 @@ def coverage_png(path: Path) -> bytes:
     """Return a picture of a site, as PNG.
 
     Keyframes are coloured by how many landmarks they see: the weak ones are where a
-    device will not find itself.
+    device will not find itself. Rings are where mapping frames that were held out of
+    the map when it was built were not localized.
 
     Parameters
     ----------
@@ -93,6 +95,19 @@ def coverage_png(path: Path) -> bytes:
         shown = axes.scatter(
             centers[:, 0], centers[:, 1], c=seen, s=14.0, cmap="viridis", zorder=3
         )
+        weak = centers[weak_keyframes(site)]
+        if len(weak):
+            axes.scatter(
+                weak[:, 0],
+                weak[:, 1],
+                s=110.0,
+                facecolors="none",
+                edgecolors=_WEAK,
+                linewidths=1.6,
+                zorder=4,
+                label="held-out frames failed here",
+            )
+            axes.legend(loc="upper right", framealpha=0.9)
         figure.colorbar(shown, ax=axes, shrink=0.7, label="landmarks that it sees")
         unit = "m" if site.manifest.metric else "unit of the map"
         axes.set(

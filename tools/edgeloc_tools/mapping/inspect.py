@@ -12,6 +12,7 @@ from edgeloc.tiles.container import FileKind, unpack
 from edgeloc.tiles.reader import Site, open_site
 from edgeloc.tiles.site_folder import signature_of
 from edgeloc.tiles.site_folder import tile_file as file_of_tile
+from edgeloc.types import IntArray
 
 _PARTS = {
     "POSN": "positions",
@@ -34,6 +35,23 @@ _PARTS = {
     "ADAT": "retrieval_model",
 }
 """What a section counts as; the rest are headers."""
+
+
+WEAK_SPOTS = "weak_keyframe_ids"
+"""Array of a site: keyframes beside which held-out frames failed, by id."""
+
+
+def weak_keyframes(site: Site) -> IntArray:
+    """Return the rows of the keyframes beside which held-out mapping frames failed.
+
+    Parameters
+    ----------
+    site : Site
+        Open.
+    """
+    ids = site.retrieval_arrays.get(WEAK_SPOTS, np.zeros(0, np.uint32))
+    known = np.isin(ids, site.keyframes.keyframe_ids)
+    return site.keyframes.index_of(np.asarray(ids[known], np.int64))
 
 
 def bytes_by_part(site: Site) -> dict[str, int]:
@@ -131,6 +149,10 @@ def describe_site(path: Path) -> dict[str, object]:
         "observations_per_landmark": _quantiles(observations),
         "landmark_sigma": _quantiles(sigmas),
         "landmarks_per_keyframe": _quantiles(per_keyframe),
+        "weak_spots": [
+            [round(float(v), 3) for v in center]
+            for center in centers[weak_keyframes(site)]
+        ],
         "extent": [round(float(v), 4) for v in np.ptp(centers, axis=0)],
         "build": dict(manifest.build),
     }

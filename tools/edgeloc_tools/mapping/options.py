@@ -130,6 +130,11 @@ class BuildOptions:
             )
 
     @property
+    def is_cut(self) -> bool:
+        """Whether less than the whole map is asked for, or measured."""
+        return self.budget_bytes is not None or self.curve
+
+    @property
     def keeps_landmarks(self) -> bool:
         """Whether the site has 3D points."""
         return self.store != "features"

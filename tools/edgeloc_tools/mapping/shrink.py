@@ -9,7 +9,6 @@ import numpy as np
 
 from edgeloc.types import FloatArray, IntArray
 from edgeloc_tools.mapping.compress import (
-    appearances,
     part_of,
     shared_views,
 )
@@ -89,6 +88,7 @@ def rank_map(
     images: Sequence[MappingImage],
     landmark_map: LandmarkMap,
     *,
+    coherence: FloatArray,
     global_bytes: int,
     options: BuildOptions,
     trials: Trials,
@@ -101,6 +101,8 @@ def rank_map(
         All mapping images.
     landmark_map : LandmarkMap
         Their landmarks, descriptors in their stored form.
+    coherence : ndarray of shape (P,), float64
+        Of what the landmarks look like, see `Appearances`.
     global_bytes : int
         Bytes of a keyframe's global descriptor.
     options : BuildOptions
@@ -125,7 +127,7 @@ def rank_map(
             values=landmark_values(
                 images,
                 landmark_map,
-                coherence=appearances(images, landmark_map).coherence,
+                coherence=coherence,
                 trials=trials,
             ),
             costs=landmark_bytes,
