@@ -148,7 +148,7 @@ def test_nodes_that_are_none_are_named(tmp_path):
     ]
     assert {finding.status for finding in findings} == {"warn"}
     # The system's own ioctl was asked, and refused.
-    assert findings[0].value == "is no V4L2 camera (Inappropriate ioctl for device)"
+    assert findings[0].value.startswith("is no V4L2 camera (")
     assert findings[2].value.startswith("cannot be opened")
 
 
