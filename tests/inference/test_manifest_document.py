@@ -46,7 +46,9 @@ def test_every_decoder_and_its_outputs_are_there():
     assert names(decoders) == sorted(DECODERS)
     for first, second in decoders:
         [name] = re.findall(r"`([^`]+)`", first)
-        outputs = set(re.findall(r"`([^`]+)`", second)) - set(DECODERS)
+        # Other decoders may be named there, but for an output of the same name.
+        others = set(DECODERS) - set(DECODERS[name][1])
+        outputs = set(re.findall(r"`([^`]+)`", second)) - others
         same = {"points-normalized": "points"}.get(name)
         if same is None:
             assert outputs == set(DECODERS[name][1]), name
