@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -44,19 +43,10 @@ def verify_site(path):
         raise MapError(f"{path}: tiles/000000.tile has another sha256; copy it again")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EstimatorOptions:
-    method: str = "auto"
-    cold: bool = False
-    max_keypoints: int | None = None
-    backend: object = None
-    seed: int = 0
-
-
 class Estimator:
     """Answers that the camera stands at (camera width, seed, 0)."""
 
-    def __init__(self, *, site, camera, options, clock):
+    def __init__(self, *, site, camera, options, clock, aids=None):
         self.site, self.camera, self.options, self.clock = site, camera, options, clock
 
     def warm_up(self):
@@ -93,7 +83,7 @@ class Estimator:
 def fake_modules():
     """Return the modules to put into `sys.modules`."""
     estimator = ModuleType("edgeloc.runtime.estimator")
-    estimator.Estimator, estimator.EstimatorOptions = Estimator, EstimatorOptions
+    estimator.Estimator = Estimator
     reader = ModuleType("edgeloc.tiles.reader")
     reader.open_site, reader.verify_site = open_site, verify_site
     return {module.__name__: module for module in (estimator, reader)}

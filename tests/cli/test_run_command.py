@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from edgeloc import __version__
-from edgeloc.cli import run
 
 
 def assert_one_line_error(outcome, code, *parts):
@@ -172,17 +171,6 @@ def test_bad_config_file_is_exit_2(edgeloc_run, tmp_path):
 def test_missing_backend_is_exit_4(edgeloc_run, images, site, backend):
     outcome = edgeloc_run("--camera", images, "--map", site, "--backend", backend)
     assert_one_line_error(outcome, 4, f"--backend {backend}", "use --backend auto")
-
-
-@pytest.mark.parametrize("method", ["scene-coords", "local-sfm", "relative", "regress"])
-def test_method_of_a_later_version_is_exit_2(capsys, method):
-    """With the real estimator, before it looks for the map."""
-    code = run.main(["--camera", "0", "--map", "no/such/site", "--method", method])
-    assert code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"edgeloc-run: error: --method {method}: this version of")
-    assert error.endswith("only auto, structure, interpolate\n")
-    assert error.count("\n") == 1
 
 
 def test_bad_model_is_exit_4(edgeloc_run, images, tmp_path, fake):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from edgeloc.cli.run import demo_paths
+from edgeloc.cli.run import demo_paths, main
 from edgeloc.errors import ConfigError
 
 NUM_FRAMES = 12
@@ -64,3 +64,14 @@ def test_installation_check_covers_the_demo(demo):
     assert facts["ok"] is True
     assert facts["map"] == str(demo[1])
     assert facts["map_id"]
+
+
+@pytest.mark.parametrize("method", ["scene-coords", "local-sfm", "relative", "regress"])
+def test_a_method_without_data_is_exit_2(demo, capsys, method):
+    clip, site = demo
+    code = main(["--camera", str(clip), "--map", str(site), "--method", method])
+    assert code == 2
+    assert (
+        f"edgeloc-run: error: --method {method}: {site} carries no data for it, only "
+        "for RELOCALIZE, INTERPOLATE\n"
+    ) in capsys.readouterr().err
