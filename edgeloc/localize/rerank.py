@@ -8,12 +8,11 @@ show the same thing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from edgeloc.features.match import MatchOptions, match_descriptors
-from edgeloc.types import Float32Array, FloatArray
+from edgeloc.types import Float32Array, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,8 +47,8 @@ class RerankOptions:
 
     Parameters
     ----------
-    match : MatchOptions
-        Of the query's features with those of an image.
+    min_similarity : float
+        Cosine of two descriptors below which they are no match.
     num_query, num_image : int
         Features compared: the first of each.
     tolerance : float
@@ -59,24 +58,24 @@ class RerankOptions:
         Standard deviation of the logarithm of the change of scale between two images
         of one place: along a street, what lies ahead looks alike from far behind, but
         smaller.
-    num_samples : int
-        Pairs of matches tried, per image.
+    num_samples, num_tried : int
+        Pairs of matches drawn per image, and how many of them are tried: those whose
+        change of scale is the most likely.
     score_weight : float
         Worth of a cosine of global descriptors, in logarithms of support.
     """
 
-    match: MatchOptions = field(
-        default_factory=lambda: MatchOptions(max_ratio=1.0, min_similarity=0.6)
-    )
-    num_query: int = 320
-    num_image: int = 320
+    min_similarity: float = 0.6
+    num_query: int = 384
+    num_image: int = 384
     tolerance: float = 0.05
     zoom_sigma: float = 0.2
     num_samples: int = 128
+    num_tried: int = 64
     score_weight: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("num_query", "num_image", "num_samples"):
+        for name in ("num_query", "num_image", "num_samples", "num_tried"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("tolerance", "zoom_sigma"):
@@ -113,12 +112,42 @@ def supporting_matches(
        matching", CVPR 2007, section 3.4.
     """
     query = query.first(options.num_query)
-    pairs = []
-    for image in images:
-        image = image.first(options.num_image)
-        a, b, _ = match_descriptors(query.descriptors, image.descriptors, options.match)
-        pairs.append((query.points[a], image.points[b]))
+    images = [image.first(options.num_image) for image in images]
+    matches = _mutual_matches(query, images, options.min_similarity)
+    pairs = [
+        (query.points[a], image.points[b])
+        for (a, b), image in zip(matches, images, strict=True)
+    ]
     return _best_support(pairs, options)
+
+
+def _mutual_matches(
+    query: LocalView, images: Sequence[LocalView], min_similarity: float
+) -> list[tuple[IntArray, IntArray]]:
+    """Return mutual nearest neighbours of a query with each image.
+
+    Like `edgeloc.features.match.match_descriptors` without a ratio test, which needs
+    the second neighbour, and with one piece of memory for all images: fresh pages for
+    each would take longer than the products.
+    """
+    longest = max((len(image) for image in images), default=0)
+    if not longest or not len(query):
+        return [(np.zeros(0, np.int64), np.zeros(0, np.int64)) for _ in images]
+    memory = np.empty((longest, len(query)), np.float32)
+    matches = []
+    for image in images:
+        if not len(image):
+            matches.append((np.zeros(0, np.int64), np.zeros(0, np.int64)))
+            continue
+        similarity = np.matmul(
+            image.descriptors, query.descriptors.T, out=memory[: len(image)]
+        )
+        nearest = np.argmax(similarity, axis=1)
+        best = similarity[np.arange(len(image)), nearest]
+        mutual = best >= similarity.max(axis=0)[nearest]
+        found = np.flatnonzero(mutual & (best >= min_similarity))
+        matches.append((nearest[found], found))
+    return matches
 
 
 def _best_support(
@@ -146,11 +175,13 @@ def _best_support(
     # Two features on one spot say nothing: NaN and infinity are near to nothing.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         turn = (q1 - q0) / (p1 - p0)
+        zoom = np.log(np.abs(turn)) / options.zoom_sigma
+        likely = np.nan_to_num(np.exp(-0.5 * zoom**2))
+        tried = np.argsort(-likely, axis=1, kind="stable")[:, : options.num_tried]
+        turn, likely, p0, q0 = (x[rows, tried] for x in (turn, likely, p0, q0))
         off = turn[:, :, None] * at[0][:, None] + (q0 - turn * p0)[:, :, None]
         off -= at[1][:, None]
         near = off.real**2 + off.imag**2 <= options.tolerance**2
-        zoom = np.log(np.abs(turn)) / options.zoom_sigma
-        likely = np.nan_to_num(np.exp(-0.5 * zoom**2))
     found = np.maximum(np.count_nonzero(near, axis=2) - 2, 0) * likely
     support[usable] = found.max(axis=1)
     return support
