@@ -206,7 +206,7 @@ def opening_module():
     module.choose_camera = lambda config, site: camera
     module.open_run_source = open_run_source
     module.open_run_recorder = lambda *_, **__: None
-    module.make_estimator = lambda options, site, camera, clock: StubEstimator(
+    module.make_estimator = lambda options, site, camera, clock, **_: StubEstimator(
         site.path, clock
     )
     return module
