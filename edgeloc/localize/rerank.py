@@ -66,12 +66,12 @@ class RerankOptions:
     """
 
     min_similarity: float = 0.6
-    num_query: int = 384
-    num_image: int = 384
+    num_query: int = 336
+    num_image: int = 336
     tolerance: float = 0.05
     zoom_sigma: float = 0.2
     num_samples: int = 128
-    num_tried: int = 64
+    num_tried: int = 32
     score_weight: float = 10.0
 
     def __post_init__(self) -> None:
