@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from edgeloc.types import Float32Array, IntArray
 
+_POINTS_AT_ONCE = 512
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchOptions:
@@ -76,15 +78,22 @@ def landmark_similarity(
     row_to_point : ndarray of shape (R,), int64
         Index of the landmark of each row, ascending, every index from 0 present.
     """
-    similarity = rows @ query.T
     starts = np.flatnonzero(np.diff(row_to_point, prepend=-1))
-    counts = np.diff(np.append(starts, len(rows)))
-    best = similarity[starts]
-    # maximum.reduceat does the same, ten times slower.
-    for number in range(1, int(counts.max(initial=1))):
-        several = np.flatnonzero(counts > number)
-        best[several] = np.maximum(best[several], similarity[starts[several] + number])
-    return np.asarray(best)
+    ends = np.append(starts[1:], len(rows))
+    best = np.empty((len(starts), len(query)), np.float32)
+    # In parts: the products of all rows at once are most of a device's peak of memory.
+    for first in range(0, len(starts), _POINTS_AT_ONCE):
+        part = slice(first, first + _POINTS_AT_ONCE)
+        begin, counts = starts[part], ends[part] - starts[part]
+        similarity = rows[begin[0] : ends[part][-1]] @ query.T
+        top = similarity[begin - begin[0]]
+        # maximum.reduceat does the same, ten times slower.
+        for number in range(1, int(counts.max())):
+            several = np.flatnonzero(counts > number)
+            others = similarity[begin[several] - begin[0] + number]
+            top[several] = np.maximum(top[several], others)
+        best[part] = top
+    return best
 
 
 def match_to_keyframes(

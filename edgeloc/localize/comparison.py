@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from edgeloc.features.match import landmark_similarity
 from edgeloc.tiles.layout import LocalMap
-from edgeloc.types import Float32Array
+from edgeloc.types import Float32Array, IntArray
 
 DecodeLandmarks = Callable[[npt.NDArray[np.generic]], Float32Array]
 """From stored to decoded descriptors of landmarks: L2-normalised float32 rows."""
@@ -36,8 +36,7 @@ class LandmarkComparison:
     ) -> None:
         self._descriptors = descriptors
         self._decode = decode
-        self._ids = np.zeros(0, np.int64)
-        self._similarity = np.zeros((0, len(descriptors)), np.float32)
+        self._blocks: list[tuple[IntArray, Float32Array]] = []
 
     def similarity(self, local_map: LocalMap) -> Float32Array:
         """Return how similar the landmarks are to the query's features, (P, N).
@@ -48,7 +47,12 @@ class LandmarkComparison:
             Landmarks; the same id always stands for the same descriptors.
         """
         ids = local_map.point3D_ids
-        new = ~np.isin(ids, self._ids)
+        for known, block in self._blocks:
+            if np.array_equal(known, ids):
+                return block
+        new = np.ones(len(ids), dtype=bool)
+        for known, _ in self._blocks:
+            new &= ~np.isin(ids, known)
         if new.any():
             rows = new[local_map.row_to_point]
             found = landmark_similarity(
@@ -56,11 +60,15 @@ class LandmarkComparison:
                 self._decode(local_map.descriptors[rows]),
                 np.cumsum(new)[local_map.row_to_point[rows]] - 1,
             )
-            if len(self._ids):
-                found = np.concatenate([self._similarity, found])
-            self._ids = np.concatenate([self._ids, ids[new]])
-            self._similarity = found
-        if np.array_equal(self._ids, ids):
-            return self._similarity
-        order = np.argsort(self._ids)
-        return self._similarity[order[np.searchsorted(self._ids, ids, sorter=order)]]
+            self._blocks.append((ids[new], found))
+            if new.all():
+                return found
+        # One copy: with all blocks joined there would be two, tens of megabytes each.
+        similarity = np.empty((len(ids), len(self._descriptors)), np.float32)
+        for known, block in self._blocks:
+            mine = np.flatnonzero(np.isin(ids, known))
+            order = np.argsort(known)
+            similarity[mine] = block[
+                order[np.searchsorted(known, ids[mine], sorter=order)]
+            ]
+        return similarity
