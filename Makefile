@@ -9,7 +9,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 DATA ?= ../shared/data
 OUT ?= out
 
-.PHONY: help demo demo-site test test-all check bench figures city deadline clean
+.PHONY: help demo demo-site test test-all check bench bench-gpu figures city deadline clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,6 +49,9 @@ check: $(DEV_STAMP) ## formatter, linter, types, import contracts
 bench: $(STAMP) ## time the hot path and the networks, as ratios in one run
 	$(BIN)/python -m edgeloc_tools.evaluate.bench --out $(OUT)/bench
 
+bench-gpu: $(STAMP) ## compare the networks on this machine's GPU with the CPU, and time them
+	$(BIN)/python -m edgeloc_tools.learn.bench_gpu --out $(OUT)/bench-gpu
+
 figures: $(STAMP) ## tables of the README, from the recordings in DATA
 	$(BIN)/python -m edgeloc_tools.evaluate.scenes --data $(DATA) --out $(OUT)/scenes \
 	  --families orb,sift,edgeloc --cross
@@ -56,9 +59,15 @@ figures: $(STAMP) ## tables of the README, from the recordings in DATA
 	$(BIN)/python -m edgeloc_tools.evaluate.matching --data $(DATA) --out $(OUT)/matching
 	$(BIN)/python -m edgeloc_tools.evaluate.places --data $(DATA) --out $(OUT)/places
 	$(BIN)/python -m edgeloc_tools.evaluate.budgets --data $(DATA) --out $(OUT)/budgets
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m edgeloc_tools.evaluate.reranking \
+	  --data $(DATA) --out $(OUT)/reranking
+	$(BIN)/python -m edgeloc_tools.cli.methods --data $(DATA) --out $(OUT)/methods
+	$(BIN)/python -m edgeloc_tools.evaluate.moving --out $(OUT)/moving
 
-city: $(STAMP) ## a synthetic city of 100 km: opening, memory, latency (minutes)
+city: $(STAMP) ## a synthetic city: opening, memory, latency; what a GNSS receiver helps (minutes)
 	$(BIN)/python -m edgeloc_tools.evaluate.city --out $(OUT)/city --km 100
+	$(BIN)/python -m edgeloc_tools.evaluate.city_priors --out $(OUT)/city --km 10 \
+	  --landmarks 100 --queries 60
 
 deadline: $(STAMP) ## when records arrive, at several budgets (MAP, CAMERA)
 	$(BIN)/python -m edgeloc_tools.evaluate.deadline --map $(MAP) --camera $(CAMERA) \
