@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeloc.errors import ModelError
 from edgeloc.inference.backend import Backend, BackendOptions, open_backend
-from edgeloc.inference.manifest import HeadSpec, Model, ModelManifest, load_model
+from edgeloc.inference.manifest import HeadSpec, Model, ModelManifest, load_model_for
 from edgeloc.inference.network import finite_outputs
 from edgeloc.types import Float32Array
 
@@ -82,10 +81,7 @@ def open_head(
     ModelError
         When it cannot be used.
     """
-    model = load_model(manifest_path)
+    model = load_model_for(role, manifest_path)
     head = model.manifest.head
-    if model.manifest.role != role or head is None:
-        raise ModelError(
-            f"{manifest_path}: role is {model.manifest.role!r}, expected {role!r}"
-        )
+    assert head is not None  # manifests of these roles have one
     return Head(model, open_backend(model, options or BackendOptions()), head)

@@ -381,6 +381,29 @@ def load_manifest(path: Path) -> ModelManifest:
         raise ModelError(f"{path}: {exc}") from exc
 
 
+def load_model_for(role: str, path: Path) -> Model:
+    """Return `load_model`'s model, if it is for something.
+
+    Parameters
+    ----------
+    role : str
+        What it has to be for.
+    path : Path
+        Its manifest.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such manifest.
+    ModelError
+        When it cannot be used, or is for something else.
+    """
+    model = load_model(path)
+    if model.manifest.role != role:
+        raise ModelError(f"{path}: role is {model.manifest.role!r}, expected {role!r}")
+    return model
+
+
 def load_model(path: Path) -> Model:
     """Return a model whose network has the SHA-256 that its manifest says.
 

@@ -13,7 +13,7 @@ from edgeloc.inference.backend import (
     all_finite,
     open_backend,
 )
-from edgeloc.inference.manifest import Model, ModelManifest, load_model
+from edgeloc.inference.manifest import Model, ModelManifest, load_model_for
 from edgeloc.inference.preprocess import NetworkInput, preprocess
 from edgeloc.types import ByteArray, Float32Array
 
@@ -168,9 +168,5 @@ def open_network(
     ModelError
         When it cannot be used.
     """
-    model = load_model(manifest_path)
-    if model.manifest.role != role:
-        raise ModelError(
-            f"{manifest_path}: role is {model.manifest.role!r}, expected {role!r}"
-        )
+    model = load_model_for(role, manifest_path)
     return Network(model, open_backend(model, options or BackendOptions()))

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeloc.features.family import FeatureFamily
 from edgeloc.features.match import MatchOptions
-from edgeloc.geometry.pnp import PnpOptions, estimate_pose
+from edgeloc.geometry.pnp import PnpOptions
 from edgeloc.geometry.triangulate import (
     Observations,
     TriangulationOptions,
@@ -29,14 +29,12 @@ from edgeloc.localize.keyframe_matches import KeyframeMatches, KeyframeViews
 from edgeloc.localize.structure import (
     FixCalibration,
     IntegrityOptions,
-    fix_covariance,
-    is_sound,
+    localize_by_matches,
 )
 from edgeloc.types import (
     Cause,
     Float32Array,
     Matches2D3D,
-    PoseStatus,
     Rung,
 )
 
@@ -188,32 +186,13 @@ def localize_by_local_sfm(
     )
     if len(points) < needed:
         return replace(LOST, cause=Cause.FEW_MATCHES, matches=points)
-    pixel_sigmas = query.features.sigmas[-1 - points.point3D_ids]
-    result = estimate_pose(
+    return localize_by_matches(
         points,
         query.camera,
-        options=options.pnp,
-        point_sigmas=point_sigmas,
-        pixel_sigmas=pixel_sigmas,
-    )
-    if result is None or not is_sound(result, points, query.camera, options.integrity):
-        mask = None if result is None else result.inlier_mask
-        return replace(LOST, cause=Cause.FEW_INLIERS, matches=points, inlier_mask=mask)
-    return Candidate(
-        status=PoseStatus.LOCALIZED,
         rung=Rung.LOCAL_SFM,
-        cause=Cause.NONE,
-        cam_from_world=result.cam_from_world,
-        covariance=fix_covariance(
-            result,
-            points,
-            query.camera,
-            calibration=calibration,
-            options=options.integrity,
-        ),
-        matches=points,
-        inlier_mask=result.inlier_mask,
-        reproj_rmse_px=result.reproj_rmse_px,
+        calibration=calibration,
+        pnp=options.pnp,
+        integrity=options.integrity,
         point_sigmas=point_sigmas,
-        pixel_sigmas=pixel_sigmas,
+        pixel_sigmas=query.features.sigmas[-1 - points.point3D_ids],
     )

@@ -17,21 +17,19 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from edgeloc.errors import ModelError
-from edgeloc.geometry.pnp import PnpOptions, estimate_pose
+from edgeloc.geometry.pnp import PnpOptions
 from edgeloc.inference.head import Head
 from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.structure import (
     FixCalibration,
     IntegrityOptions,
-    fix_covariance,
-    is_sound,
+    localize_by_matches,
 )
 from edgeloc.types import (
     Cause,
     Float32Array,
     FloatArray,
     Matches2D3D,
-    PoseStatus,
     Rung,
 )
 
@@ -157,36 +155,13 @@ def pose_from_scene_points(
         point3D_ids=best.astype(np.int64),
         scores=-scene.sigmas[best],
     )
-    point_sigmas, pixel_sigmas = scene.sigmas[best], query.features.sigmas[best]
-    result = estimate_pose(
+    return localize_by_matches(
         matches,
         query.camera,
-        options=options.pnp,
-        point_sigmas=point_sigmas,
-        pixel_sigmas=pixel_sigmas,
-    )
-    if result is None or not is_sound(result, matches, query.camera, options.integrity):
-        return replace(
-            LOST,
-            cause=Cause.FEW_INLIERS,
-            matches=matches,
-            inlier_mask=None if result is None else result.inlier_mask,
-        )
-    return Candidate(
-        status=PoseStatus.LOCALIZED,
         rung=Rung.SCENE_COORDS,
-        cause=Cause.NONE,
-        cam_from_world=result.cam_from_world,
-        covariance=fix_covariance(
-            result,
-            matches,
-            query.camera,
-            calibration=calibration,
-            options=options.integrity,
-        ),
-        matches=matches,
-        inlier_mask=result.inlier_mask,
-        reproj_rmse_px=result.reproj_rmse_px,
-        point_sigmas=point_sigmas,
-        pixel_sigmas=pixel_sigmas,
+        calibration=calibration,
+        pnp=options.pnp,
+        integrity=options.integrity,
+        point_sigmas=scene.sigmas[best],
+        pixel_sigmas=query.features.sigmas[best],
     )

@@ -16,7 +16,7 @@ from edgeloc.features.match import (
 from edgeloc.geometry.pnp import PnpOptions, PnpResult, estimate_pose
 from edgeloc.geometry.se3 import rotation_angle_rad
 from edgeloc.geometry.upright import Vertical
-from edgeloc.localize.candidate import Candidate, Query
+from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.comparison import LandmarkComparison
 from edgeloc.tiles.layout import LocalMap
 from edgeloc.types import (
@@ -448,7 +448,7 @@ def relocalize(
         LOCALIZED, or LOST with the cause.
     """
     if len(query.features) < options.integrity.min_inliers:
-        return _lost(Cause.FEW_FEATURES)
+        return replace(LOST, cause=Cause.FEW_FEATURES)
     sound: list[tuple[PnpResult, Matches2D3D, Float32Array, Float32Array]] = []
     rejected: Candidate | None = None
     clusters = covisibility_clusters(visible, min_shared=options.min_shared_landmarks)
@@ -471,7 +471,9 @@ def relocalize(
             )
             pixel_sigmas, point_sigmas = pixel_sigmas[kept], point_sigmas[kept]
         if len(matches) < options.integrity.min_inliers:
-            rejected = rejected or _lost(Cause.FEW_MATCHES, matches)
+            rejected = rejected or replace(
+                LOST, cause=Cause.FEW_MATCHES, matches=matches
+            )
             continue
         result = estimate_pose(
             matches,
@@ -493,32 +495,134 @@ def relocalize(
             > np.deg2rad(options.integrity.max_view_angle_deg)
         ):
             mask = None if result is None else result.inlier_mask
-            rejected = _lost(Cause.FEW_INLIERS, matches, mask)
+            rejected = replace(
+                LOST, cause=Cause.FEW_INLIERS, matches=matches, inlier_mask=mask
+            )
             continue
         sound.append((result, matches, point_sigmas, pixel_sigmas))
     if not sound:
-        return rejected or _lost(Cause.FEW_MATCHES)
+        return rejected or replace(LOST, cause=Cause.FEW_MATCHES)
     # Only rivals of the best count: two weak poses may well contradict each other.
     result, matches, point_sigmas, pixel_sigmas = max(
         sound, key=lambda found: found[0].num_inliers
     )
     if any(_disagree(result, *other[:2], options.integrity) for other in sound):
-        return _lost(Cause.AMBIGUOUS, matches, result.inlier_mask)
+        return replace(
+            LOST,
+            cause=Cause.AMBIGUOUS,
+            matches=matches,
+            inlier_mask=result.inlier_mask,
+        )
+    return fix_from_pnp(
+        result,
+        matches,
+        query.camera,
+        rung=Rung.RELOCALIZE,
+        calibration=calibration,
+        integrity=options.integrity,
+        point_sigmas=point_sigmas,
+        pixel_sigmas=pixel_sigmas,
+    )
+
+
+def fix_from_pnp(
+    result: PnpResult,
+    matches: Matches2D3D,
+    camera: CameraModel,
+    *,
+    rung: Rung,
+    calibration: FixCalibration,
+    integrity: IntegrityOptions,
+    point_sigmas: Float32Array | None = None,
+    pixel_sigmas: Float32Array | None = None,
+) -> Candidate:
+    """Return the LOCALIZED candidate that a sound pose is told as.
+
+    Parameters
+    ----------
+    result : PnpResult
+        The pose.
+    matches : Matches2D3D
+        What it was computed from.
+    camera : CameraModel
+        Intrinsics of the frame.
+    rung : Rung
+        The method.
+    calibration : FixCalibration
+        Of its covariance.
+    integrity : IntegrityOptions
+        What counts as a witness of its own.
+    point_sigmas, pixel_sigmas : ndarray of shape (M,), float32, or None
+        Standard deviations of the two ends of `matches`, m and px.
+    """
     return Candidate(
         status=PoseStatus.LOCALIZED,
-        rung=Rung.RELOCALIZE,
+        rung=rung,
         cause=Cause.NONE,
         cam_from_world=result.cam_from_world,
         covariance=fix_covariance(
-            result,
-            matches,
-            query.camera,
-            calibration=calibration,
-            options=options.integrity,
+            result, matches, camera, calibration=calibration, options=integrity
         ),
         matches=matches,
         inlier_mask=result.inlier_mask,
         reproj_rmse_px=result.reproj_rmse_px,
+        point_sigmas=point_sigmas,
+        pixel_sigmas=pixel_sigmas,
+    )
+
+
+def localize_by_matches(
+    matches: Matches2D3D,
+    camera: CameraModel,
+    *,
+    rung: Rung,
+    calibration: FixCalibration,
+    pnp: PnpOptions,
+    integrity: IntegrityOptions,
+    point_sigmas: Float32Array,
+    pixel_sigmas: Float32Array,
+) -> Candidate:
+    """Return the pose that 2D-3D matches from any source agree on.
+
+    Parameters
+    ----------
+    matches : Matches2D3D
+        The matches.
+    camera : CameraModel
+        Intrinsics of the frame.
+    rung : Rung
+        The method that found them.
+    calibration : FixCalibration
+        Of its covariance.
+    pnp : PnpOptions
+        How the pose is estimated.
+    integrity : IntegrityOptions
+        When it is sound.
+    point_sigmas, pixel_sigmas : ndarray of shape (M,), float32
+        Standard deviations of the two ends of `matches`, m and px.
+
+    Returns
+    -------
+    Candidate
+        LOCALIZED, or LOST for FEW_INLIERS.
+    """
+    result = estimate_pose(
+        matches,
+        camera,
+        options=pnp,
+        point_sigmas=point_sigmas,
+        pixel_sigmas=pixel_sigmas,
+    )
+    if result is None or not is_sound(result, matches, camera, integrity):
+        mask = None if result is None else result.inlier_mask
+        return replace(LOST, cause=Cause.FEW_INLIERS, matches=matches, inlier_mask=mask)
+    return fix_from_pnp(
+        result,
+        matches,
+        camera,
+        rung=rung,
+        calibration=calibration,
+        integrity=integrity,
         point_sigmas=point_sigmas,
         pixel_sigmas=pixel_sigmas,
     )
@@ -536,15 +640,3 @@ def _disagree(
     distance = float(np.median(np.linalg.norm(in_cam, axis=1)))
     turned = float(rotation_angle_rad(a_from_b.R)) > np.deg2rad(5.0)
     return turned or float(np.linalg.norm(a_from_b.t)) > 0.1 * distance
-
-
-def _lost(
-    cause: Cause, matches: Matches2D3D | None = None, mask: BoolArray | None = None
-) -> Candidate:
-    return Candidate(
-        status=PoseStatus.LOST,
-        rung=Rung.LOST,
-        cause=cause,
-        matches=matches,
-        inlier_mask=mask,
-    )

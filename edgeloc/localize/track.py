@@ -7,20 +7,20 @@ matched to landmarks that are projected with the predicted pose (guided matching
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeloc.geometry.camera import project
-from edgeloc.geometry.pnp import PnpOptions, PnpResult, estimate_pose
+from edgeloc.geometry.pnp import PnpOptions, estimate_pose
 from edgeloc.geometry.refine import pose_jacobian
-from edgeloc.localize.candidate import Candidate
+from edgeloc.localize.candidate import LOST, Candidate
 from edgeloc.localize.klt import KltOptions, Tracks, follow, spread_order
 from edgeloc.localize.structure import (
     FixCalibration,
     IntegrityOptions,
-    fix_covariance,
+    fix_from_pnp,
     is_sound,
 )
 from edgeloc.tiles.layout import LocalMap
@@ -33,8 +33,6 @@ from edgeloc.types import (
     Float32Array,
     FloatArray,
     IntArray,
-    Matches2D3D,
-    PoseStatus,
     Rigid3,
     Rung,
 )
@@ -469,7 +467,7 @@ def track_frame(
     if len(followed) < options.integrity.min_inliers or (
         num_found < options.min_found * num_expected
     ):
-        lost = _lost(Cause.FEW_MATCHES, followed.matches())
+        lost = replace(LOST, cause=Cause.FEW_MATCHES, matches=followed.matches())
         return Tracked(
             candidate=lost,
             tracks=None,
@@ -525,29 +523,18 @@ def solve_tracks(
     )
     if result is None or not is_sound(result, matches, camera, options.integrity):
         mask = None if result is None else result.inlier_mask
-        return _lost(Cause.FEW_INLIERS, matches, mask), None
-    return _localized(result, matches, camera, calibration, options), result.inlier_mask
-
-
-def _localized(  # noqa: PLR0917 - one value of five
-    result: PnpResult,
-    matches: Matches2D3D,
-    camera: CameraModel,
-    calibration: FixCalibration,
-    options: TrackOptions,
-) -> Candidate:
-    return Candidate(
-        status=PoseStatus.LOCALIZED,
+        return replace(
+            LOST, cause=Cause.FEW_INLIERS, matches=matches, inlier_mask=mask
+        ), None
+    fix = fix_from_pnp(
+        result,
+        matches,
+        camera,
         rung=Rung.TRACK,
-        cause=Cause.NONE,
-        cam_from_world=result.cam_from_world,
-        covariance=fix_covariance(
-            result, matches, camera, calibration=calibration, options=options.integrity
-        ),
-        matches=matches,
-        inlier_mask=result.inlier_mask,
-        reproj_rmse_px=result.reproj_rmse_px,
+        calibration=calibration,
+        integrity=options.integrity,
     )
+    return fix, result.inlier_mask
 
 
 def sightings(
@@ -667,15 +654,3 @@ def seed_tracks(candidate: Candidate, grey: ByteArray, options: TrackOptions) ->
         num_sightings=np.ones(len(idx), np.int64),
     )
     return thinned(tracks, options.max_tracks)
-
-
-def _lost(
-    cause: Cause, matches: Matches2D3D | None = None, mask: BoolArray | None = None
-) -> Candidate:
-    return Candidate(
-        status=PoseStatus.LOST,
-        rung=Rung.LOST,
-        cause=cause,
-        matches=matches,
-        inlier_mask=mask,
-    )

@@ -105,8 +105,7 @@ class Estimator:
         self._data = ladder.site_data(site.manifest.rungs)
         self._steps = METHOD_STEPS[options.method]
         if self._steps is not None and not any(
-            ladder.STEPS[name].needs <= self._data | {Need.PRIOR, Need.TRACKS}
-            for name in self._steps - {"predict", "lost", "track"}
+            ladder.STEPS[name].needs <= self._data for name in self._steps - {"lost"}
         ):
             raise ConfigError(
                 f"--method {options.method}: {site.path} carries no data for it, only "
@@ -155,7 +154,7 @@ class Estimator:
                 start_ns=now_ns, deadline_ns=now_ns + 10**12, clock=self._clock
             )
             self._timer.start_frame()
-            self._climb(FrameWork(self._parts, frame, far), begin_ns=now_ns)
+            self._climb(FrameWork(self._parts, frame, far))
             self._relocalize_a_keyframe(noise)
             self._timer.end_frame()
         self._following.reset()
@@ -263,13 +262,12 @@ class Estimator:
         offer: Callable[[PoseEstimate], None] | None = None,
     ) -> tuple[PoseEstimate, FrameTrace]:
         """Return the answer and how it came about."""
-        begin_ns = self._clock.now_ns()
         self._timer.start_frame()
         self._tiles.start_frame()
         work = FrameWork(self._parts, frame, budget, offer)
         self._looking.note_time(frame.timestamp_ns)
         try:
-            self._climb(work, begin_ns=begin_ns)
+            self._climb(work)
         except ModelError as exc:
             self._failures.warn(str(exc))
             work.candidates["LOST"] = replace(LOST, cause=Cause.BACKEND_ERROR)
@@ -311,7 +309,7 @@ class Estimator:
             map_id=self._site.manifest.map_id,
         )
 
-    def _climb(self, work: FrameWork, *, begin_ns: int) -> None:
+    def _climb(self, work: FrameWork) -> None:
         """Take steps of the ladder until the best that there is time for answered."""
         options = self._options
         state = LadderState(
@@ -330,7 +328,7 @@ class Estimator:
             work.attempt = attempt = plan.attempts[0]
             if attempt.step.rung is Rung.LOST:
                 return
-            candidate = self._take(attempt, work, begin_ns)
+            candidate = self._take(attempt, work)
             if attempt.late:
                 # Quick first; with everything that there is when that did not do.
                 failed = candidate.cam_from_world is None
@@ -381,12 +379,12 @@ class Estimator:
                 self._tiles.tiles_near(position.center, reach).tolist()
             )
 
-    def _take(self, attempt: Attempt, work: FrameWork, begin_ns: int) -> Candidate:
+    def _take(self, attempt: Attempt, work: FrameWork) -> Candidate:
         name = attempt.step.name
         if name == "predict":
             return _predicted(work.prediction)
         if name == "track":
-            return self._track(work, begin_ns)
+            return self._track(work)
         if name == "guided":
             return self._guided(work, attempt)
         fix = self._methods[name].answer(work)
@@ -404,7 +402,7 @@ class Estimator:
             )
         return fix
 
-    def _track(self, work: FrameWork, begin_ns: int) -> Candidate:
+    def _track(self, work: FrameWork) -> Candidate:
         assert work.prediction is not None
         following, frame = self._following, work.frame
         grey = work.grey()
@@ -419,9 +417,7 @@ class Estimator:
             work.offer(self._estimate(candidate, work))
         assert candidate.covariance is not None
         if Need.TILES in self._data:
-            self._looking.look_for_landmarks(
-                work, candidate.covariance, begin_ns=begin_ns
-            )
+            self._looking.look_for_landmarks(work, candidate.covariance)
         return candidate
 
     def _guided(self, work: FrameWork, attempt: Attempt) -> Candidate:

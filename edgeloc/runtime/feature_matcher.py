@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from edgeloc.errors import MapError
+from collections.abc import Callable
+from dataclasses import replace
+
+from edgeloc.errors import MapError, TileFormatError
 from edgeloc.features.match import MatchOptions
+from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.keyframe_matches import (
     KeyframeMatches,
     KeyframeViews,
@@ -12,7 +16,10 @@ from edgeloc.localize.keyframe_matches import (
 from edgeloc.localize.structure import FixCalibration
 from edgeloc.runtime.frame_work import FrameWork
 from edgeloc.runtime.site_parts import SiteParts
-from edgeloc.tiles.reader import assemble_features
+from edgeloc.tiles.reader import TileMissingError, assemble_features
+from edgeloc.types import Cause
+
+Solve = Callable[[Query, KeyframeViews, KeyframeMatches], Candidate]
 
 
 class FeatureMatcher:
@@ -27,37 +34,54 @@ class FeatureMatcher:
     def __init__(self, parts: SiteParts) -> None:
         self.parts = parts
         self._options = MatchOptions(max_ratio=parts.family.match_ratio)
-        self._last: tuple[FrameWork, KeyframeViews, KeyframeMatches] | None = None
 
-    def match(self, work: FrameWork) -> tuple[KeyframeViews, KeyframeMatches]:
-        """Return the retrieved keyframes and the frame's matches with them.
+    def answer(self, work: FrameWork, *, stage: str, solve: Solve) -> Candidate:
+        """Return what a method makes of a frame's matches.
 
         Parameters
         ----------
         work : FrameWork
             The frame.
-
-        Raises
-        ------
-        TileFormatError, TileMissingError
-            When a tile cannot be read.
+        stage : str
+            What the time of it counts as.
+        solve : callable
+            From the frame's features, the retrieved keyframes and the matches between
+            them to an answer.
         """
-        if self._last is not None and self._last[0] is work:
-            return self._last[1:]
-        parts = self.parts
-        site, ids = parts.site, work.retrieved().keyframe_ids
-        keyframes, cameras = site.keyframes, site.manifest.cameras
-        rows = keyframes.index_of(ids).tolist()
-        views = KeyframeViews(
-            cameras=[cameras[keyframes.camera_ids[row]] for row in rows],
-            poses=[keyframes.cam_from_world(row) for row in rows],
-            features=assemble_features(parts.tiles.load, site, ids),
-        )
-        matches = match_keyframes(
-            work.query(), views, decode=parts.decode_landmarks, options=self._options
-        )
-        self._last = (work, views, matches)
-        return views, matches
+        query = work.query()
+        if len(query.features) == 0:
+            return replace(LOST, cause=Cause.FEW_FEATURES)
+        work.retrieved()
+        with self.parts.timer.stage(stage):
+            try:
+                views, matches = self._match(work)
+            except TileMissingError:
+                return replace(LOST, cause=Cause.TILE_MISSING)
+            except TileFormatError:
+                return replace(LOST, cause=Cause.TILE_CORRUPT)
+            return solve(work.query(), views, matches)
+
+    def _match(self, work: FrameWork) -> tuple[KeyframeViews, KeyframeMatches]:
+        if work.keyframe_matches is None:
+            parts = self.parts
+            site, ids = parts.site, work.retrieved().keyframe_ids
+            keyframes, cameras = site.keyframes, site.manifest.cameras
+            rows = keyframes.index_of(ids).tolist()
+            views = KeyframeViews(
+                cameras=[cameras[keyframes.camera_ids[row]] for row in rows],
+                poses=[keyframes.cam_from_world(row) for row in rows],
+                features=assemble_features(parts.tiles.load, site, ids),
+            )
+            work.keyframe_matches = (
+                views,
+                match_keyframes(
+                    work.query(),
+                    views,
+                    decode=parts.decode_landmarks,
+                    options=self._options,
+                ),
+            )
+        return work.keyframe_matches
 
     def calibration(self, method: str) -> FixCalibration:
         """Return what the site says about the covariances of a method.

@@ -11,7 +11,7 @@ from edgeloc.features.family import FeatureFamily
 from edgeloc.geometry.camera import project
 from edgeloc.geometry.refine import refine_pose
 from edgeloc.geometry.se3 import exp_se3, rotation_angle_rad
-from edgeloc.localize.candidate import Candidate, Query
+from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.comparison import DecodeLandmarks
 from edgeloc.localize.klt import Tracks, follow
 from edgeloc.localize.structure import FixCalibration
@@ -45,9 +45,7 @@ from edgeloc.types import (
     Features,
     FloatArray,
     IntArray,
-    PoseStatus,
     Rigid3,
-    Rung,
 )
 
 _NS_PER_S = 1e9
@@ -396,7 +394,7 @@ class Following:
             grey=grey,
         )
         if len(found) < options.integrity.min_inliers:
-            return _lost(Cause.FEW_MATCHES)
+            return replace(LOST, cause=Cause.FEW_MATCHES)
         candidate, mask = solve_tracks(
             found,
             self._camera,
@@ -626,17 +624,12 @@ def _widened(candidate: Candidate, factor: float) -> Candidate:
     return replace(candidate, covariance=candidate.covariance * factor)
 
 
-def _lost(cause: Cause) -> Candidate:
-    return Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=cause)
-
-
 def lost_like(candidate: Candidate, cause: Cause | None = None) -> Candidate:
     """Return a LOST candidate that keeps what was looked at."""
     if cause is None:
         cause = Cause.FEW_MATCHES if candidate.cause is Cause.NONE else candidate.cause
-    return Candidate(
-        status=PoseStatus.LOST,
-        rung=Rung.LOST,
+    return replace(
+        LOST,
         cause=cause,
         matches=candidate.matches,
         inlier_mask=candidate.inlier_mask,

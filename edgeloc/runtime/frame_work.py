@@ -11,6 +11,7 @@ from edgeloc.features.extract import extract_prepared, prepare_image, to_grey
 from edgeloc.inference.network import Submitted
 from edgeloc.localize.candidate import Candidate, FrameTrace, Query
 from edgeloc.localize.interpolate import nearest_keyframes
+from edgeloc.localize.keyframe_matches import KeyframeMatches, KeyframeViews
 from edgeloc.localize.pose_prior import PosePrior, plausible_keyframes
 from edgeloc.runtime.following import Prediction
 from edgeloc.runtime.ladder import STEPS, Attempt, step_cost_ns
@@ -61,6 +62,10 @@ class FrameWork:
         Stages that ran.
     num_compared : int
         Keyframes that retrieval compared with the frame.
+    keyframe_matches : tuple of KeyframeViews and KeyframeMatches, or None
+        Retrieved keyframes and the frame's matches with their features.
+    begin_ns : int
+        When work on the frame began.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class FrameWork:
         self._parts = parts
         self.frame = frame
         self.budget = budget
+        self.begin_ns = budget.clock.now_ns()
         self.offer = offer
         self.prediction: Prediction | None = None
         self.measured = self.prior = PosePrior()
@@ -86,6 +92,7 @@ class FrameWork:
         self._retrieved: RetrievalResult | None = None
         self._narrowed = self._anywhere = False
         self.num_compared = 0
+        self.keyframe_matches: tuple[KeyframeViews, KeyframeMatches] | None = None
 
     @property
     def has_no_features(self) -> bool:
@@ -162,7 +169,8 @@ class FrameWork:
         """Look everywhere from now on, and return whether that is anything new."""
         if not self._narrowed or self._anywhere:
             return False
-        self._anywhere, self._retrieved = True, None
+        self._anywhere = True
+        self._retrieved = self.keyframe_matches = None
         self.done.discard("retrieve")
         return True
 

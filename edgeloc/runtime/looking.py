@@ -86,9 +86,7 @@ class Looking:
                 self._gaps_ns.append(gap_ns)
         self._last_timestamp_ns = timestamp_ns
 
-    def look_for_landmarks(
-        self, work: FrameWork, covariance: FloatArray, *, begin_ns: int
-    ) -> None:
+    def look_for_landmarks(self, work: FrameWork, covariance: FloatArray) -> None:
         """Use what is left of a frame's time for the frames that follow.
 
         Parameters
@@ -97,11 +95,9 @@ class Looking:
             The frame, answered by TRACK.
         covariance : ndarray of shape (6, 6), float64
             Of its pose.
-        begin_ns : int
-            When work on it began.
         """
         following, timer = self._following, self._parts.timer
-        spare_ns = self._spare_ns(work, begin_ns)
+        spare_ns = self._spare_ns(work)
         # Without new landmarks there will soon be nothing to follow. This frame is
         # answered, and one that is late now costs less than all that come after it.
         urgent = following.starves
@@ -123,9 +119,9 @@ class Looking:
         cost_ns = timer.cost_ns("track_map") + timer.cost_ns(
             "look_match", setting=setting, share=1.0
         )
-        if urgent or cost_ns <= self._spare_ns(work, begin_ns):
+        if urgent or cost_ns <= self._spare_ns(work):
             # What comes after this frame is not kept waiting for a slow disk.
-            if self._recognise(look, setting, until_ns=self._end_ns(work, begin_ns)):
+            if self._recognise(look, setting, until_ns=self._end_ns(work)):
                 self._look = None
         elif work.frame.timestamp_ns != look.timestamp_ns:
             timer.forget_a_little("look_match", "track_map")
@@ -187,18 +183,18 @@ class Looking:
                 return False
         return True
 
-    def _spare_ns(self, work: FrameWork, begin_ns: int) -> int:
+    def _spare_ns(self, work: FrameWork) -> int:
         """Return the time for what this frame's answer does not need.
 
         Until its deadline, and until the next frame comes, which would have to wait.
         """
-        return self._end_ns(work, begin_ns) - self._clock.now_ns()
+        return self._end_ns(work) - self._clock.now_ns()
 
-    def _end_ns(self, work: FrameWork, begin_ns: int) -> int:
+    def _end_ns(self, work: FrameWork) -> int:
         deadline_ns = work.budget.deadline_ns
         if not self._gaps_ns:
             return deadline_ns
-        return min(deadline_ns, begin_ns + min(self._gaps_ns))
+        return min(deadline_ns, work.begin_ns + min(self._gaps_ns))
 
     def _affordable_parts(self, spare_ns: int) -> int:
         """Return into how many parts the picture is divided; 0 = no time for any."""

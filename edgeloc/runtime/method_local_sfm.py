@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
-from edgeloc.errors import TileFormatError
-from edgeloc.localize.candidate import LOST, Candidate
+from edgeloc.localize.candidate import Candidate
 from edgeloc.localize.local_sfm import local_sfm_for, localize_by_local_sfm
 from edgeloc.runtime.feature_matcher import FeatureMatcher
 from edgeloc.runtime.frame_work import FrameWork
-from edgeloc.tiles.reader import TileMissingError
-from edgeloc.types import Cause
 
 
 class LocalSfmMethod:
@@ -36,21 +34,9 @@ class LocalSfmMethod:
 
     def answer(self, work: FrameWork) -> Candidate:
         """See `edgeloc.runtime.methods.Method`."""
-        parts = self._matcher.parts
-        if len(work.query().features) == 0:
-            return replace(LOST, cause=Cause.FEW_FEATURES)
-        work.retrieved()
-        with parts.timer.stage("local_sfm"):
-            try:
-                views, matches = self._matcher.match(work)
-            except TileMissingError:
-                return replace(LOST, cause=Cause.TILE_MISSING)
-            except TileFormatError:
-                return replace(LOST, cause=Cause.TILE_CORRUPT)
-            return localize_by_local_sfm(
-                work.query(),
-                views,
-                matches,
-                calibration=self._calibration,
-                options=self._options,
-            )
+        solve = partial(
+            localize_by_local_sfm,
+            calibration=self._calibration,
+            options=self._options,
+        )
+        return self._matcher.answer(work, stage="local_sfm", solve=solve)

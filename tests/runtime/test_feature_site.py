@@ -22,8 +22,11 @@ from site_fixture import (
 
 from edgeloc.clock import ManualClock
 from edgeloc.errors import ConfigError, MapError
+from edgeloc.localize.candidate import LOST
 from edgeloc.runtime.estimator import Estimator
 from edgeloc.runtime.estimator_options import EstimatorOptions
+from edgeloc.runtime.feature_matcher import FeatureMatcher
+from edgeloc.runtime.frame_work import FrameWork
 from edgeloc.tiles.reader import open_site
 from edgeloc.types import Cause, PoseStatus, Rung
 from edgeloc_tools.datasets import open_recording
@@ -191,3 +194,26 @@ def test_a_fountain_outdoors(shared_data, tmp_path):
             estimate = estimator.step(frame_of(image.source.read()), budget_of())
             assert estimate.status is PoseStatus.LOCALIZED
             assert pose_error(estimate, image.cam_from_world).position_m < limit_m
+
+
+def test_matches_go_with_the_keyframes_that_were_retrieved(features):
+    """Looking everywhere after a prior was wrong means matching anew, too."""
+    estimator = make(features.site)
+    image = query_images()[0].source.read()
+    work = FrameWork(estimator._parts, frame_of(image), budget_of())
+    seen = []
+
+    def solve(query, views, matches):
+        seen.append((len(views.poses), matches))
+        return LOST
+
+    matcher = FeatureMatcher(estimator._parts)
+    work._plausible = lambda: np.array([0, 1])
+    work._narrowed = True
+    for _ in range(2):
+        matcher.answer(work, stage="local_sfm", solve=solve)
+    assert work.widen()
+    matcher.answer(work, stage="local_sfm", solve=solve)
+    assert [num for num, _ in seen] == [2, 2, 10]
+    assert seen[0][1] is seen[1][1]
+    assert seen[2][1] is not seen[0][1]
