@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 from edgeloc.errors import BackendUnavailableError
 from edgeloc.inference import cuda, trt
 from edgeloc.inference.manifest import shipped_folder, shipped_model
-from edgeloc_tools.cli import build
+from edgeloc_tools.cli import build, engine_command
 
 needs_rtx = pytest.mark.skipif(
     not trt.is_installed("tensorrt-rtx"),
@@ -173,3 +175,12 @@ def test_a_driver_that_does_not_start_is_no_gpu(monkeypatch):
     monkeypatch.setattr(cuda, "_LIBRARIES", ("libc.so.6",))
     with pytest.raises(BackendUnavailableError, match="too old: it has no cuInit"):
         cuda.Driver()
+
+
+def test_pictures_to_compare_on_come_from_any_source(tmp_path):
+    picture = np.full((48, 64, 3), 90, np.uint8)
+    for name in ("b.png", "a.png"):
+        cv2.imwrite(str(tmp_path / name), picture + (name == "b.png"))
+    real = engine_command._images(str(tmp_path))
+    assert [int(image.flat[0]) for image in real] == [90, 91]
+    assert len(engine_command._images(None)) == 8

@@ -163,13 +163,11 @@ def test_engines_are_built_where_there_is_tensorrt(board):
     script(board.programs / "python", "exit 0")
     script(board.programs / "edgeloc-build", 'echo "$@"')
     done = board.run("edgeloc-prepare")
-    assert done.stdout.split() == [
-        "engine",
-        "--map",
-        str(site),
-        "--backend",
-        "tensorrt",
-    ]
+    plain = ["engine", "--map", str(site), "--backend", "tensorrt"]
+    assert done.stdout.split() == plain
+    (board.state / "pictures").mkdir()
+    done = board.run("edgeloc-prepare")
+    assert done.stdout.split() == [*plain, "--images", str(board.state / "pictures")]
 
 
 # --- health

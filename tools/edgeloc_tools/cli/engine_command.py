@@ -80,10 +80,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--images",
-        type=Path,
-        metavar="DIR",
-        help="pictures to compare engines with ONNX Runtime on (default: frames of the "
-        "packaged demo)",
+        metavar="SOURCE",
+        help="real pictures to compare engines with ONNX Runtime on: a folder, video or "
+        "camera, as for edgeloc-run --camera (default: frames of the packaged demo, "
+        "which are rendered)",
     )
     parser.add_argument(
         "--gate",
@@ -275,21 +275,20 @@ def _make(
         print(table(header, layer_rows(made.layers)), file=sys.stderr)
 
 
-def _images(folder: Path | None) -> list[ByteArray]:
+def _images(source: str | None) -> list[ByteArray]:
     """Return pictures to compare on."""
-    import cv2
-    import numpy as np
+    from edgeloc.cli.run import demo_paths
+    from edgeloc.runtime.sources import open_source
+    from edgeloc.types import Frame
 
-    if folder is not None:
-        paths = sorted(path for path in folder.glob("*") if path.is_file())
-        pictures = [cv2.imread(str(path)) for path in paths[: 4 * _NUM_IMAGES]]
-    else:
-        from edgeloc.cli.run import demo_paths
-
-        video = cv2.VideoCapture(str(demo_paths()[0]))
-        pictures = [video.read()[1] for _ in range(_NUM_IMAGES)]
-        video.release()
-    images = [np.asarray(p, np.uint8) for p in pictures if p is not None]
+    frames = open_source(source or str(demo_paths()[0]))
+    images: list[ByteArray] = []
+    try:
+        while len(images) < _NUM_IMAGES and (frame := frames.read()) is not None:
+            if isinstance(frame, Frame):
+                images.append(frame.image)
+    finally:
+        frames.close()
     if not images:
-        raise ConfigError(f"--images {folder}: has no pictures that OpenCV reads")
-    return images[:_NUM_IMAGES]
+        raise ConfigError(f"--images {source}: has no pictures that OpenCV reads")
+    return images
