@@ -81,8 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         metavar="SOURCE",
-        help="real pictures to compare engines with ONNX Runtime on: a folder, video or "
-        "camera, as for edgeloc-run --camera (default: frames of the packaged demo, "
+        help="real pictures to compare engines with ONNX Runtime on: a folder, video "
+        "or camera, as for edgeloc-run --camera (default: frames of the packaged demo, "
         "which are rendered)",
     )
     parser.add_argument(
