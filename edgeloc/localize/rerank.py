@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from edgeloc.types import Float32Array, FloatArray, IntArray
+from edgeloc.types import BoolArray, Float32Array, FloatArray, IntArray
+
+Complex64Array = npt.NDArray[np.complex64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,8 +92,10 @@ def supporting_matches(
     """Return how many matches of each image agree with one similarity [1]_.
 
     Mutual nearest neighbours; then pairs of them say how the picture was turned, scaled
-    and moved. The best supported pair counts: those that agree with it, without
-    itself, times how likely its change of scale is.
+    and moved. To those that agree with the best supported pair a similarity is fitted:
+    those that agree with it, less two, times how likely its change of scale is. A pair
+    by itself hardly tells the scale, of which the tolerance hides a quarter: along a
+    street, images from further behind, which show more of what a query sees, would win.
 
     Parameters
     ----------
@@ -182,9 +187,39 @@ def _best_support(
         off = turn[:, :, None] * at[0][:, None] + (q0 - turn * p0)[:, :, None]
         off -= at[1][:, None]
         near = off.real**2 + off.imag**2 <= options.tolerance**2
-    found = np.maximum(np.count_nonzero(near, axis=2) - 2, 0) * likely
-    support[usable] = found.max(axis=1)
+    found = np.argmax(np.count_nonzero(near, axis=2) * likely, axis=1)
+    support[usable] = _fitted_support(at, near[rows[:, 0], found], options)
     return support
+
+
+def _fitted_support(
+    at: Complex64Array, near: BoolArray, options: RerankOptions
+) -> FloatArray:
+    """Return the support of the similarities that fit what agrees with a pair.
+
+    Parameters
+    ----------
+    at : ndarray of shape (2, K, N), complex64
+        Positions in the query and in each image; nan where an image has no more.
+    near : ndarray of shape (K, N), bool
+        What agrees with the best pair of each image.
+    options : RerankOptions
+        How.
+    """
+    count = np.maximum(np.count_nonzero(near, axis=1), 1)
+    known = np.where(near, at, 0)
+    mean = known.sum(axis=2) / count
+    p, q = np.where(near, at - mean[:, :, None], 0)
+    spread = np.sum(np.abs(p) ** 2, axis=1), np.sum(np.abs(q) ** 2, axis=1)
+    # Features on one spot have no scale: NaN and infinity are near to nothing.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turn = np.sum(p.conj() * q, axis=1) / spread[0]
+        # Of both directions: neither picture is nearer to the truth.
+        zoom = 0.5 * np.log(spread[1] / spread[0]) / options.zoom_sigma
+        off = turn[:, None] * (at[0] - mean[0][:, None]) + mean[1][:, None] - at[1]
+        near = off.real**2 + off.imag**2 <= options.tolerance**2
+        likely = np.nan_to_num(np.exp(-0.5 * zoom**2))
+    return np.asarray(np.maximum(np.count_nonzero(near, axis=1) - 2, 0) * likely)
 
 
 def worths(

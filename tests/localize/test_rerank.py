@@ -62,6 +62,24 @@ def test_a_change_of_scale_is_less_likely(rng):
     )
 
 
+def test_the_scale_is_that_of_all_that_agree(rng):
+    """From further behind a street shows more of what a query sees, but smaller.
+
+    In the middle of the picture a third of the scale moves hardly anything by more than
+    the tolerance: pairs that have not changed their distance would hide it.
+    """
+    query = view(rng)
+    query = LocalView(points=0.3 * query.points, descriptors=query.descriptors)
+    behind = moved(query, zoom=1 / 1.35)
+    here = moved(query, keep=60)
+    lost = LocalView(points=here.points[:60], descriptors=here.descriptors[:60])
+    support = supporting_matches(query, [behind, lost], OPTIONS)
+    assert support[1] == pytest.approx(58, rel=1e-3)
+    assert support[0] == pytest.approx(
+        98 * np.exp(-0.5 * (np.log(1.35) / 0.2) ** 2), rel=1e-2
+    )
+
+
 def test_an_answer_does_not_depend_on_the_other_images(rng):
     query = view(rng)
     images = [moved(query, keep=30), view(rng, 20), moved(query, keep=70)]
