@@ -36,7 +36,7 @@ from edgeloc.geometry.generalized import (
 )
 from edgeloc.geometry.se3 import mean_rotation, rotation_angle_rad
 from edgeloc.localize.candidate import LOST, Candidate, Query
-from edgeloc.localize.interpolate import CoarseCalibration
+from edgeloc.localize.coarse import CoarseCalibration
 from edgeloc.localize.keyframe_matches import KeyframeMatches, KeyframeViews
 from edgeloc.localize.structure import FixCalibration, count_witnesses
 from edgeloc.types import (

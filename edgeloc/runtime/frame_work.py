@@ -10,8 +10,8 @@ import numpy as np
 from edgeloc.features.extract import extract_prepared, prepare_image, to_grey
 from edgeloc.inference.network import Submitted
 from edgeloc.localize.candidate import Candidate, FrameTrace, Query
-from edgeloc.localize.interpolate import nearest_keyframes
 from edgeloc.localize.keyframe_matches import KeyframeMatches, KeyframeViews
+from edgeloc.localize.near_keyframes import nearest_keyframes
 from edgeloc.localize.pose_prior import PosePrior, plausible_keyframes
 from edgeloc.runtime.following import Prediction
 from edgeloc.runtime.ladder import STEPS, Attempt, step_cost_ns

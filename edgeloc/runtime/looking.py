@@ -12,7 +12,7 @@ from edgeloc.clock import Clock
 from edgeloc.errors import TileFormatError
 from edgeloc.features.extract import extract_prepared, prepare_image
 from edgeloc.features.learned import LearnedFamily
-from edgeloc.localize.interpolate import keyframes_in_view
+from edgeloc.localize.near_keyframes import keyframes_in_view
 from edgeloc.runtime.following import Following, Look
 from edgeloc.runtime.frame_work import FrameWork
 from edgeloc.runtime.site_parts import SiteParts

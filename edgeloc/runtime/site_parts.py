@@ -9,8 +9,8 @@ from edgeloc.errors import MapError
 from edgeloc.features.family import FeatureFamily
 from edgeloc.features.keyframe_index import KeyframeIndex
 from edgeloc.features.retrieve import Retrieval
+from edgeloc.localize.coarse import CoarseCalibration
 from edgeloc.localize.comparison import DecodeLandmarks
-from edgeloc.localize.interpolate import CoarseCalibration
 from edgeloc.localize.structure import FixCalibration, StructureOptions, structure_for
 from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.landmark_record import LandmarkRecord

@@ -5,16 +5,13 @@ import pytest
 
 from edgeloc.features.keyframe_index import KeyframeIndex, global_coding
 from edgeloc.geometry.se3 import exp_so3, log_se3, rotation_angle_rad
-from edgeloc.localize.interpolate import (
-    CoarseCalibration,
-    InterpolateOptions,
-    SpreadByScore,
+from edgeloc.localize.coarse import CoarseCalibration, SpreadByScore
+from edgeloc.localize.interpolate import InterpolateOptions, interpolate_pose
+from edgeloc.localize.near_keyframes import keyframe_spacing, nearest_keyframes
+from edgeloc.localize.pose_weights import (
     barycentric_weights,
     cosine_weights,
     equal_weights,
-    interpolate_pose,
-    keyframe_spacing,
-    nearest_keyframes,
     pose_mode,
 )
 from edgeloc.localize.rerank import RerankOptions

@@ -18,7 +18,7 @@ from keyframe_world import (
 )
 
 from edgeloc.geometry.se3 import log_se3, rotation_angle_rad
-from edgeloc.localize.interpolate import CoarseCalibration
+from edgeloc.localize.coarse import CoarseCalibration
 from edgeloc.localize.relative import (
     RelativeOptions,
     RelativePose,

@@ -27,7 +27,8 @@ from edgeloc.clock import ManualClock
 from edgeloc.config import METHOD_CHOICES
 from edgeloc.errors import ConfigError, MapError, MapModelMismatchError
 from edgeloc.geometry.se3 import exp_so3
-from edgeloc.localize.interpolate import nearest_keyframes
+from edgeloc.localize.guided import GuidedOptions
+from edgeloc.localize.near_keyframes import nearest_keyframes
 from edgeloc.localize.structure import StructureOptions
 from edgeloc.localize.track import TrackOptions
 from edgeloc.runtime.estimator import Estimator
@@ -489,7 +490,9 @@ def test_two_estimators_agree(orb_site):
 def test_the_last_fix_proposes_keyframes(orb_site):
     """With one keyframe from retrieval, those around the last fix are looked at too."""
     blind = FollowOptions(
-        track=TrackOptions(max_tracks=0, min_expected=0, max_expected=0)
+        track=TrackOptions(
+            max_tracks=0, guided=GuidedOptions(min_expected=0, max_expected=0)
+        )
     )
     warm = make(orb_site, cold=False, num_retrieved=1, follow=blind)
     cold = make(orb_site, cold=True, num_retrieved=1)

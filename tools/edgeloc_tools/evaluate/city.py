@@ -28,7 +28,8 @@ from edgeloc.geometry.camera import project
 from edgeloc.geometry.se3 import rotation_angle_rad
 from edgeloc.inference.manifest import shipped_folder
 from edgeloc.localize.candidate import Candidate, Query
-from edgeloc.localize.interpolate import nearest_keyframes, widen_unconfirmed
+from edgeloc.localize.interpolate import widen_unconfirmed
+from edgeloc.localize.near_keyframes import nearest_keyframes
 from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.method_structure import StructureMethod
 from edgeloc.runtime.site_models import open_keyframe_index

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeloc.localize.interpolate import CoarseCalibration, SpreadByScore
+from edgeloc.localize.coarse import CoarseCalibration, SpreadByScore
 from edgeloc.localize.structure import FixCalibration
 from edgeloc.types import FloatArray
 from edgeloc_tools.mapping.fix_calibration import fit_fix_calibration

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from edgeloc import __version__
 from edgeloc.errors import ConfigError, MapError
-from edgeloc.localize.interpolate import CoarseCalibration, keyframe_spacing
+from edgeloc.localize.coarse import CoarseCalibration
+from edgeloc.localize.near_keyframes import keyframe_spacing
 from edgeloc.localize.structure import structure_for
 from edgeloc.tiles.layout import (
     Codebook,

@@ -11,13 +11,10 @@ import numpy.typing as npt
 from edgeloc.features.keyframe_index import Decode, GlobalCoding, KeyframeIndex
 from edgeloc.geometry.se3 import log_se3, rotation_angle_rad
 from edgeloc.localize.candidate import Candidate, Query
+from edgeloc.localize.coarse import CoarseCalibration
 from edgeloc.localize.comparison import LandmarkComparison
-from edgeloc.localize.interpolate import (
-    CoarseCalibration,
-    InterpolateOptions,
-    interpolate_pose,
-    keyframe_spacing,
-)
+from edgeloc.localize.interpolate import InterpolateOptions, interpolate_pose
+from edgeloc.localize.near_keyframes import keyframe_spacing
 from edgeloc.localize.structure import FixCalibration, StructureOptions, relocalize
 from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import (

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgeloc.features.family import FeatureFamily
 from edgeloc.features.quantizer import ProductQuantizer
 from edgeloc.localize.candidate import Candidate
-from edgeloc.localize.interpolate import CoarseCalibration
+from edgeloc.localize.coarse import CoarseCalibration
 from edgeloc.localize.keyframe_matches import KeyframeViews, match_keyframes
 from edgeloc.localize.local_sfm import local_sfm_for, localize_by_local_sfm
 from edgeloc.localize.relative import localize_by_relative, relative_for
