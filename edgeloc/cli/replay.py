@@ -64,8 +64,8 @@ exit codes: 0 ok, with --compare: all compared frames are equal; 1 some are diff
 2 usage or a log that cannot be read, 3 map, 4 model or backend, 70 other"""
 
 
-_NOT_LOGGED = ("mask", "segmenter", "gnss", "gravity")
-"""Options of a run whose masks and measurements a log does not hold."""
+_AIDS = ("mask", "segmenter", "gnss", "gravity")
+"""Options of a run whose masks and measurements a log of format 1 does not hold."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -376,11 +376,11 @@ def _replay(log: LogReader, args: argparse.Namespace) -> int:
                     "options of the run that this edgeloc does not know: %s",
                     ", ".join(unknown),
                 )
-            aided = [n for n in _NOT_LOGGED if getattr(config, n) is not None]
-            if aided:
+            aided = [n for n in _AIDS if getattr(config, n) is not None]
+            if aided and session.aids is None:
                 _log.warning(
-                    "the run had --%s, and the log does not hold what that said: "
-                    "frames may be answered otherwise",
+                    "the run had --%s, and the log, of an older edgeloc, does not hold "
+                    "what that said: frames may be answered otherwise",
                     ", --".join(aided),
                 )
             if args.backend is not None:

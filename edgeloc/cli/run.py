@@ -435,19 +435,25 @@ def _run_in_process(config: RunConfig) -> int:
             metrics=config.metrics,
         )
         stack.callback(reporter.close)
+        aids = open_aids(config, site.manifest, camera, clock)
+        stack.callback(aids.close)
         recorder = open_run_recorder(
-            config, site, camera, live=source.live, offers=False, clock=clock
+            config,
+            site,
+            camera,
+            live=source.live,
+            offers=False,
+            clock=clock,
+            aids=aids,
         )
         if recorder is not None:
             stack.callback(recorder.close)
-        aids = open_aids(config, site.manifest, camera, clock)
-        stack.callback(aids.close)
         estimator = make_estimator(
             options,
             site,
             camera,
             clock if recorder is None else recorder.clock,
-            aids=aids,
+            aids=aids if recorder is None else recorder.aids,
         )
         _log.info(
             "%s: %s %dx%d, map %s, pace %s, %s",

@@ -180,6 +180,7 @@ def run_estimator(control: Control, line: Line, config: RunConfig) -> None:
     begin = control.wait_for("attach")["attach"]
     size = (int(begin["size"][0]), int(begin["size"][1]))
     camera = fit_camera(camera, size=size)
+    aids = open_aids(config, site.manifest, camera, clock)
     recorder = open_run_recorder(
         config,
         site,
@@ -187,10 +188,14 @@ def run_estimator(control: Control, line: Line, config: RunConfig) -> None:
         live=seems_live(str(config.camera)),
         offers=True,
         clock=clock,
+        aids=aids,
     )
-    aids = open_aids(config, site.manifest, camera, clock)
     estimator = make_estimator(
-        options, site, camera, clock if recorder is None else recorder.clock, aids=aids
+        options,
+        site,
+        camera,
+        clock if recorder is None else recorder.clock,
+        aids=aids if recorder is None else recorder.aids,
     )
     line.attach_images(size)
     worker = EstimatorWorker(

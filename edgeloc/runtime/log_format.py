@@ -17,6 +17,7 @@ import numpy as np
 
 from edgeloc.errors import LogFormatError
 from edgeloc.fields import MAX_TEXT, Field
+from edgeloc.runtime.log_aids import NO_AIDS, LoggedAids, SessionAids
 from edgeloc.types import (
     CAMERA_MODEL_NUM_PARAMS,
     CameraModel,
@@ -32,7 +33,10 @@ MAGIC = b"\x89EDGELOG\r\n\x1a\n"
 
 As long as a record's header, so that a reader sees at once which of them follows."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+_READ_VERSIONS = (1, 2)
+"""Version 1 knew nothing of masks and other sensors."""
 
 HEADER = struct.Struct("<III")
 """Of a record: bytes of its payload, their CRC-32, the CRC-32 of these eight bytes."""
@@ -41,6 +45,7 @@ MAX_PAYLOAD_BYTES = 64 << 20
 MAX_READINGS = 100_000
 IMAGE_KINDS = ("jpeg", "png", "reference", "none")
 
+_SINCE_VERSION_2 = ("aids",)
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 _MAX_COUNT = 2**31 - 1
 
@@ -88,6 +93,8 @@ class Session:
         looks at the clock.
     start_ns, unix_time_ns : int
         Begin of the session on the run's clock and since 1970.
+    aids : SessionAids or None
+        What helped beside the pictures; None when nothing did, or nobody listened.
     """
 
     edgeloc_version: str
@@ -103,6 +110,7 @@ class Session:
     offers: bool
     start_ns: int
     unix_time_ns: int
+    aids: SessionAids | None = None
 
     def to_payload(self) -> dict[str, Any]:
         """Return the plain types that are written."""
@@ -129,6 +137,7 @@ class Session:
             "offers": self.offers,
             "start_ns": self.start_ns,
             "unix_time_ns": self.unix_time_ns,
+            "aids": None if self.aids is None else self.aids.to_payload(),
         }
 
     @staticmethod
@@ -136,16 +145,18 @@ class Session:
         """Return the entry of a payload."""
         found = entry.members()
         version = _taken(found, "format").integer(0, _MAX_COUNT)
-        if version != FORMAT_VERSION:
+        if version not in _READ_VERSIONS:
+            known = ", ".join(map(str, _READ_VERSIONS))
             raise LogFormatError(
-                f"format version {version}, this edgeloc reads {FORMAT_VERSION}"
+                f"format version {version}, this edgeloc reads {known}"
             )
         facts = entry.members(
             {
                 *("type", "format", "edgeloc_version", "libraries", "config", "map"),
                 *("camera", "source", "images", "same_pixels"),
                 *("offers", "start_ns", "unix_time_ns"),
-            }
+            },
+            optional=_SINCE_VERSION_2,
         )
         site = facts["map"].members({"path", "id", "sha256"})
         source = facts["source"].members({"kind", "name"})
@@ -170,6 +181,7 @@ class Session:
             offers=facts["offers"].flag(),
             start_ns=_time(facts["start_ns"]),
             unix_time_ns=_time(facts["unix_time_ns"]),
+            aids=_session_aids(facts),
         )
 
 
@@ -241,6 +253,8 @@ class LoggedFrame:
         The picture; None when none was kept, or there was none.
     unreadable : str
         What was wrong with the frame, "" when nothing was.
+    aids : LoggedAids
+        What helped between the last frame and this one: masks of the warm-up.
     """
 
     frame_id: int
@@ -252,6 +266,7 @@ class LoggedFrame:
     before: tuple[int, ...] = ()
     image: LoggedImage = None
     unreadable: str = ""
+    aids: LoggedAids = NO_AIDS
 
     def to_payload(self) -> dict[str, Any]:
         """Return the plain types that are written."""
@@ -267,6 +282,7 @@ class LoggedFrame:
             "before": _steps(self.before),
             "image": {"kind": "none"} if image is None else image.to_payload(),
             "unreadable": _plain(self.unreadable),
+            "aids": self.aids.to_payload(),
         }
 
     @staticmethod
@@ -276,7 +292,8 @@ class LoggedFrame:
             {
                 *("type", "frame_id", "camera_id", "timestamp_ns", "source"),
                 *("start_ns", "deadline_ns", "before", "image", "unreadable"),
-            }
+            },
+            optional=_SINCE_VERSION_2,
         )
         start_ns = _time(facts["start_ns"])
         return LoggedFrame(
@@ -289,6 +306,7 @@ class LoggedFrame:
             before=_readings(facts["before"]),
             image=_image(facts["image"]),
             unreadable=facts["unreadable"].text(),
+            aids=_aids(facts),
         )
 
 
@@ -302,10 +320,13 @@ class LoggedAnswer:
         The answer, exactly.
     readings : tuple of int
         What the clock said while it was computed, ns.
+    aids : LoggedAids
+        What helped with it beside the picture.
     """
 
     estimate: PoseEstimate
     readings: tuple[int, ...] = ()
+    aids: LoggedAids = NO_AIDS
 
     def to_payload(self) -> dict[str, Any]:
         """Return the plain types that are written."""
@@ -332,6 +353,7 @@ class LoggedAnswer:
             "stage_ns": {name: int(ns) for name, ns in estimate.stage_ns.items()},
             "map_id": estimate.map_id,
             "readings": _steps(self.readings),
+            "aids": self.aids.to_payload(),
         }
 
     @staticmethod
@@ -343,7 +365,8 @@ class LoggedAnswer:
                 *("pose", "covariance", "num_matches", "num_inliers"),
                 *("reproj_rmse_px", "latency_ns", "deadline_met", "stage_ns"),
                 *("map_id", "readings"),
-            }
+            },
+            optional=_SINCE_VERSION_2,
         )
         try:
             estimate = PoseEstimate(
@@ -373,6 +396,7 @@ class LoggedAnswer:
         return LoggedAnswer(
             estimate=estimate,
             readings=_readings(facts["readings"]),
+            aids=_aids(facts),
         )
 
 
@@ -537,6 +561,18 @@ def _covariance(value: Field) -> Any:  # noqa: ANN401 - PoseEstimate checks it
     if value.value is None:
         return None
     return np.frombuffer(value.binary(288, 288), "<f8").reshape(6, 6)
+
+
+def _session_aids(facts: Mapping[str, Field]) -> SessionAids | None:
+    value = facts.get("aids")
+    if value is None or value.value is None:
+        return None
+    return SessionAids.from_field(value)
+
+
+def _aids(facts: Mapping[str, Field]) -> LoggedAids:
+    value = facts.get("aids")
+    return NO_AIDS if value is None else LoggedAids.from_field(value)
 
 
 def _image(value: Field) -> LoggedImage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from edgeloc.clock import Clock
@@ -49,6 +50,15 @@ class FrameMasks:
         An older mask is none.
     drift_px_s : float
         How fast the margin of an old mask grows.
+
+    Attributes
+    ----------
+    static : ndarray of shape (H, W), uint8, or None
+        As it was given, without margin.
+    segmenter : Segmenting or None
+        As it was given.
+    on_segmented : callable or None
+        Called with each new mask of the network, None where it failed.
     """
 
     def __init__(
@@ -63,8 +73,10 @@ class FrameMasks:
         max_age_s: float = 1.0,
         drift_px_s: float = 40.0,
     ) -> None:
-        self._static = None if static is None else with_margin(static, margin_px)
-        self._segmenter = segmenter
+        self.static = static
+        self.segmenter = segmenter
+        self.on_segmented: Callable[[ByteArray | None], None] | None = None
+        self._with_margin = None if static is None else with_margin(static, margin_px)
         self._cold = cold
         self._margin_px = margin_px
         self._refresh_s = refresh_s
@@ -87,14 +99,14 @@ class FrameMasks:
         spare_ns : int
             Time that nothing else of the frame needs.
         """
-        if self._segmenter is None:
-            return self._static
+        if self.segmenter is None:
+            return self._with_margin
         if self._is_due(frame.timestamp_ns):
             if self._cold or timer.cost_ns(STAGE) <= spare_ns:
-                self._segment(self._segmenter, frame, timer)
+                self._segment(self.segmenter, frame, timer)
             else:
                 timer.forget_a_little(STAGE)
-        return joined(self._static, self._last_mask(frame.timestamp_ns))
+        return joined(self._with_margin, self._last_mask(frame.timestamp_ns))
 
     def forget(self) -> None:
         """Forget the last mask."""
@@ -109,15 +121,18 @@ class FrameMasks:
         return self._cold or self._age_s(timestamp_ns) > self._refresh_s
 
     def _segment(self, segmenter: Segmenting, frame: Frame, timer: StageTimer) -> None:
+        keep: ByteArray | None
         with timer.stage(STAGE):
             try:
                 keep = segmenter.keep_mask(frame.image)
             except ModelError as exc:
                 # A frame without a mask is worth more than none.
                 self._failures.warn(f"--segmenter: {exc}")
-                self._last = None
-                return
-        self._last = frame.timestamp_ns, keep
+                self._last = keep = None
+        if self.on_segmented is not None:
+            self.on_segmented(keep)
+        if keep is not None:
+            self._last = frame.timestamp_ns, keep
 
     def _last_mask(self, timestamp_ns: int) -> ByteArray | None:
         age_s = self._age_s(timestamp_ns)

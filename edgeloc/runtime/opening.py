@@ -116,6 +116,7 @@ def open_run_recorder(
     live: bool,
     offers: bool,
     clock: Clock,
+    aids: Aids,
 ) -> Recorder | None:
     """Begin the log of the run; None when none is wanted.
 
@@ -133,6 +134,8 @@ def open_run_recorder(
         Whether the estimator is asked for candidates before its answers.
     clock : Clock
         The run's.
+    aids : Aids
+        What helps the estimator.
 
     Raises
     ------
@@ -151,8 +154,9 @@ def open_run_recorder(
         images=config.record_images,
         offers=offers,
         clock=clock,
+        aids=aids,
     )
-    return open_recorder(Path(config.record), session, clock=clock)
+    return open_recorder(Path(config.record), session, clock=clock, aids=aids)
 
 
 def make_estimator(

@@ -3,7 +3,7 @@
 How a loop uses it::
 
     recorder = open_recorder(path, session_of(...), clock=clock)
-    estimator = Estimator(..., clock=recorder.clock)   # and warm it up
+    estimator = Estimator(..., clock=recorder.clock, aids=recorder.aids)  # warm it up
     while frame := ...:
         budget = recorder.frame(frame, budget)         # the same times, logged clock
         estimate = estimator.step(frame, budget)
@@ -35,7 +35,9 @@ import numpy as np
 from edgeloc import __version__
 from edgeloc.clock import Clock
 from edgeloc.errors import ConfigError
+from edgeloc.runtime.aids import Aids
 from edgeloc.runtime.frame_source import AnyFrame, UnreadableFrame
+from edgeloc.runtime.heard_aids import ListenedAids, session_aids
 from edgeloc.runtime.log_format import (
     MAGIC,
     MAX_READINGS,
@@ -171,6 +173,7 @@ def session_of(
     images: str,
     offers: bool,
     clock: Clock,
+    aids: Aids | None = None,
 ) -> Session:
     """Return the facts of a session that begins now.
 
@@ -192,6 +195,8 @@ def session_of(
         Whether `Estimator.step` is given an `offer`.
     clock : Clock
         The run's.
+    aids : Aids, optional
+        What helps the estimator.
 
     Raises
     ------
@@ -219,6 +224,7 @@ def session_of(
         offers=offers,
         start_ns=clock.now_ns(),
         unix_time_ns=time.time_ns(),
+        aids=None if aids is None else session_aids(aids),
     )
 
 
@@ -233,7 +239,12 @@ def pixels_sha256(image: ByteArray) -> str:
 
 
 def open_recorder(
-    path: Path, session: Session, *, clock: Clock, options: RecordOptions | None = None
+    path: Path,
+    session: Session,
+    *,
+    clock: Clock,
+    aids: Aids | None = None,
+    options: RecordOptions | None = None,
 ) -> Recorder:
     """Begin a session in a new log, or behind those of an existing one.
 
@@ -245,6 +256,8 @@ def open_recorder(
         Its facts.
     clock : Clock
         What tells the time.
+    aids : Aids, optional
+        What helps the estimator.
     options : RecordOptions, optional
         How.
 
@@ -253,7 +266,13 @@ def open_recorder(
     ConfigError
         When the file cannot be written, or is something else.
     """
-    return Recorder(path, session, clock=clock, options=options or RecordOptions())
+    return Recorder(
+        path,
+        session,
+        clock=clock,
+        aids=aids or Aids(),
+        options=options or RecordOptions(),
+    )
 
 
 class _LogFile:
@@ -339,6 +358,8 @@ class Recorder:
         Its facts.
     clock : Clock
         What tells the time.
+    aids : Aids
+        What helps the estimator.
     options : RecordOptions
         How.
 
@@ -346,6 +367,8 @@ class Recorder:
     ----------
     clock : RecordingClock
         What the estimator must go by.
+    aids : Aids
+        What it must be helped by.
     num_lost_frames : int
         Frames that found the disk too slow: their answers are in the log all the same.
     num_lost_answers : int
@@ -358,9 +381,17 @@ class Recorder:
     """
 
     def __init__(
-        self, path: Path, session: Session, *, clock: Clock, options: RecordOptions
+        self,
+        path: Path,
+        session: Session,
+        *,
+        clock: Clock,
+        aids: Aids,
+        options: RecordOptions,
     ) -> None:
         self.clock = RecordingClock(clock)
+        self._listened = ListenedAids(aids)
+        self.aids = self._listened.aids
         self.num_lost_frames = 0
         self.num_lost_answers = 0
         self._path = path
@@ -407,6 +438,7 @@ class Recorder:
             deadline_ns=budget.deadline_ns,
             before=before,
             unreadable="" if unreadable is None else unreadable or "unreadable",
+            aids=self._listened.take(),
         )
         if not self._put_frame(frame, logged):
             self.num_lost_frames += 1
@@ -414,8 +446,10 @@ class Recorder:
 
     def estimate(self, estimate: PoseEstimate) -> None:
         """Log the answer to the last frame."""
-        readings = self.clock.take()
-        if not self._put(LoggedAnswer(estimate=estimate, readings=readings)):
+        answer = LoggedAnswer(
+            estimate=estimate, readings=self.clock.take(), aids=self._listened.take()
+        )
+        if not self._put(answer):
             self.num_lost_answers += 1
 
     def counters(self, values: Mapping[str, int]) -> None:

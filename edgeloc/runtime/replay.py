@@ -1,8 +1,9 @@
 """Running a log again: the same frames, the same clock, the same answers.
 
-What an estimator does depends on its frames, its options, the site and what the clock
-said when it asked. All of these are in the log, so that in one thread, with the same
-libraries on the same kind of machine, the answers repeat to the last bit.
+What an estimator does depends on its frames, its options, the site, what other sensors
+and a segmentation network said, and what the clock said when it asked. All of these are
+in the log, so that in one thread, with the same libraries on the same kind of machine,
+the answers repeat to the last bit.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from edgeloc.localize.candidate import FrameTrace
 from edgeloc.runtime.estimator import Estimator
 from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.frame_source import UnreadableFrame
+from edgeloc.runtime.heard_aids import ReplayedAids
+from edgeloc.runtime.log_aids import NO_AIDS
 from edgeloc.runtime.log_format import (
     Counters,
     LoggedAnswer,
@@ -179,6 +182,8 @@ def replay_session(
         When the site or its networks cannot be used.
     """
     clock = ReplayClock(session.start_ns)
+    size = session.camera.width, session.camera.height
+    aids = ReplayedAids(session.aids, size=size, cold=options.cold)
     estimator: Estimator | None = None
     with closing(LoggedImages(session, source=source)) as images:
         for step in steps:
@@ -188,8 +193,13 @@ def replay_session(
                 continue
             if estimator is None:
                 clock.begin(frame.before)
+                aids.begin(frame.aids)
                 estimator = Estimator(
-                    site=site, camera=session.camera, options=options, clock=clock
+                    site=site,
+                    camera=session.camera,
+                    options=options,
+                    clock=clock,
+                    aids=aids.aids,
                 )
                 estimator.warm_up()
                 frame = replace(frame, before=clock.said)
@@ -197,6 +207,7 @@ def replay_session(
             if isinstance(image, str):
                 gaps.add(f"frame {frame.frame_id}: {image}")
                 continue
+            aids.begin(NO_AIDS if step.answer is None else step.answer.aids)
             yield _answered(
                 step,
                 frame,
@@ -442,7 +453,12 @@ class LogRewriter:
 
     def step(self, replayed: ReplayedFrame) -> None:
         """Append a frame and its new answer."""
-        answer = LoggedAnswer(estimate=replayed.estimate, readings=replayed.readings)
+        then = replayed.answer
+        answer = LoggedAnswer(
+            estimate=replayed.estimate,
+            readings=replayed.readings,
+            aids=NO_AIDS if then is None else then.aids,
+        )
         self._file.write(record_bytes(replayed.frame))
         self._file.write(record_bytes(answer))
 

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 
 from edgeloc.geometry.se3 import exp_se3
+from edgeloc.geometry.upright import Vertical
+from edgeloc.localize.pose_prior import HeadingPrior, PosePrior, PositionPrior
 from edgeloc.runtime.log_format import (
     Counters,
     EncodedImage,
@@ -21,6 +23,17 @@ CAMERA = CameraModel(
     model="PINHOLE", width=64, height=48, params=(50.0, 50.0, 32.0, 24.0)
 )
 MS = 1_000_000
+PRIOR = PosePrior(
+    position=PositionPrior(
+        center=np.array([1.0, 2.0, 0.1 + 0.2]), covariance=np.diag([1.0, 4.0, 9.0])
+    ),
+    heading=HeadingPrior(heading_rad=1.5, sigma_rad=0.1),
+    vertical=Vertical(
+        down_in_cam=np.array([0.0, 1.0, 0.0]),
+        down_in_world=np.array([0.0, 0.0, -1.0]),
+        sigma_rad=0.05,
+    ),
+)
 
 
 def session_of_test(**changes):

@@ -103,6 +103,24 @@ def test_without_a_prior_for_a_frame_nothing_changes(orb_site: BuiltSite) -> Non
         assert trace.num_compared == len(orb_site.site.keyframes)
 
 
+def test_no_sensor_is_asked_before_the_first_frame(orb_site: BuiltSite) -> None:
+    """A recorded one begins with the frame that it is first asked about."""
+
+    times_ns: list[int] = []
+
+    class Asked(OnePrior):
+        def at(self, timestamp_ns: int, /) -> PosePrior:
+            times_ns.append(timestamp_ns)
+            return super().at(timestamp_ns)
+
+    priors = Asked()
+    rig = Rig(orb_site, cold=False, aids=Aids(priors=priors))
+    rig.estimator.warm_up()
+    assert times_ns == []
+    rig.answer(1)
+    assert times_ns == [query_images()[1].timestamp_ns]
+
+
 def test_features_stay_off_a_mask_and_frames_still_localize(
     orb_site: BuiltSite,
 ) -> None:

@@ -7,6 +7,7 @@ import math
 import re
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_cases import (
+    PRIOR,
     assert_same_estimate,
     logged_answer,
     logged_frame,
@@ -25,6 +27,7 @@ from log_cases import (
 
 from edgeloc.errors import LogFormatError
 from edgeloc.runtime import log_format
+from edgeloc.runtime.log_aids import LoggedAids, LoggedMask, SessionAids
 from edgeloc.runtime.log_format import (
     HEADER,
     MAGIC,
@@ -224,6 +227,8 @@ def changed(entry, path, value):
 
 
 SESSION, FRAME, ANSWER = session_of_test(), logged_frame(), logged_answer()
+MASK = LoggedMask(width=3, height=2, bits=b"\xa8")
+AIDS = LoggedAids(prior=PRIOR, masks=(MASK,))
 
 
 @pytest.mark.parametrize(
@@ -231,7 +236,8 @@ SESSION, FRAME, ANSWER = session_of_test(), logged_frame(), logged_answer()
     [
         (SESSION, ["type"], "other", "type is 'other', expected one of session"),
         (SESSION, ["type"], KeyError, "type is missing"),
-        (SESSION, ["format"], 2, "format version 2, this edgeloc reads 1"),
+        (SESSION, ["format"], 3, "format version 3, this edgeloc reads 1, 2"),
+        (SESSION, ["aids"], {}, "aids.priors is missing"),
         (SESSION, ["more"], 1, "more is not a field of the format"),
         (SESSION, ["map_id"], "x", "map_id is not a field"),
         (SESSION, ["map", "sha256"], "AB" * 32, "map.sha256"),
@@ -412,13 +418,20 @@ def test_no_value_in_the_place_of_another_breaks_the_parser(value, kind, entry, 
 
 def test_the_document_names_every_field():
     text = Path(log_format.__file__).with_name("LOG_FORMAT.md").read_text("utf-8")
-    entries = (SESSION, FRAME, ANSWER, Counters())
-    for entry in entries:
+    aids = SessionAids(static_mask=MASK, segmenter=True, priors=True)
+    entries = (replace(SESSION, aids=aids), FRAME, replace(ANSWER, aids=AIDS))
+    described = {"map", "camera", "source", "image", "aids"}
+    for entry in (*entries, Counters()):
         for key, value in entry.to_payload().items():
             assert re.search(rf"`{key}`", text), key
-            if isinstance(value, dict) and key in {"map", "camera", "source", "image"}:
+            if isinstance(value, dict) and key in described:
                 for inner in value:
                     assert re.search(rf"`{inner}`", text), inner
+    for inner in MASK.to_payload():
+        assert re.search(rf"`{inner}`", text), inner
+    assert text.startswith(
+        f"# The log of a run, format version {log_format.FORMAT_VERSION}\n"
+    )
     assert f"`{HEADER.size}` bytes" in text
     assert "89 45 44 47 45 4C 4F 47 0D 0A 1A 0A" in text
     assert MAGIC.hex(" ").upper() in text
