@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from edgeloc.errors import ModelError
+from edgeloc.errors import ConfigError, ModelError
 from edgeloc.geometry.se3 import log_se3
 from edgeloc.inference.backend import BackendOptions
 from edgeloc.inference.head import open_head
@@ -27,11 +27,12 @@ from edgeloc.localize.structure import FixCalibration
 from edgeloc.runtime.site_models import open_site_family
 from edgeloc.tiles.add_models import add_models
 from edgeloc.tiles.reader import Site, open_site
-from edgeloc.types import BoolArray, Features, Float32Array, FloatArray, PoseStatus
+from edgeloc.types import Features, Float32Array, FloatArray, PoseStatus
 from edgeloc_tools.datasets.recording import Recording
 from edgeloc_tools.learn.card import write_card
 from edgeloc_tools.learn.export import LICENSE
 from edgeloc_tools.learn.head_models import HeadFiles, site_model, write_head
+from edgeloc_tools.learn.pose_landmarks import place_by_poses
 from edgeloc_tools.learn.scene_head import COMPARE, FLOAT_LAYERS, SceneHead, scene_graph
 from edgeloc_tools.learn.site_views import SiteView, SiteViews, draw_views
 from edgeloc_tools.learn.train_loop import LOG
@@ -116,6 +117,7 @@ def train_scene_head(
     """
     site = open_site(site_path)
     family = open_site_family(site, options=BackendOptions(backend="ort-cpu"))
+    work = WorkFolder(out / "views")
     views = draw_views(
         recording,
         site,
@@ -123,12 +125,22 @@ def train_scene_head(
         options=recipe.views,
         supervision=recipe.supervision,
         seed=recipe.seed,
-        work=WorkFolder(out / "views"),
+        work=work,
         progress=progress,
     )
-    samples = collect_samples(views, first_depth=recipe.first_depth)
+    by_reprojection = recipe.supervision == "poses" or (
+        recipe.supervision == "auto" and not views.has_places
+    )
+    if by_reprojection:
+        views = place_by_poses(views, work=work, progress=progress)
+    elif not views.has_places:
+        raise ConfigError(
+            f"{recording.name}: supervision = {recipe.supervision!r} places none of "
+            "its keypoints; take 'auto' or 'poses'"
+        )
+    samples = collect_samples(views, by_reprojection=by_reprojection)
     head = train_scene_coords(samples, out=out, recipe=recipe, progress=progress)
-    calibration, held_out = _calibrate(head, samples, views, out=out, recipe=recipe)
+    calibration, held_out = _calibrate(head, samples, views, recipe=recipe)
     files = _write(head, samples, site, out=out)
     asked = [view for view in views.views if view.number == 0]
     asked = asked[:: max(1, len(asked) // _MAX_HELD_OUT)]
@@ -139,7 +151,6 @@ def train_scene_head(
         rungs=("SCENE_COORDS",),
         arrays=calibration_arrays(calibration),
     )
-    known = float(np.mean(np.all(np.isfinite(samples.points), axis=1)))
     write_card(
         out,
         name=NAME,
@@ -147,8 +158,8 @@ def train_scene_head(
         recipe=asdict(recipe),
         data=[
             f"{len(views.images)} images of {recording.name}",
-            f"{len(samples.rows)} keypoints in {len(views.views)} views, position "
-            f"known of {100.0 * known:.0f} %",
+            f"{len(samples.rows)} keypoints in {len(views.views)} views, by their "
+            + ("poses alone" if by_reprojection else "positions"),
         ],
         log=out / LOG,
     )
@@ -159,6 +170,7 @@ def train_scene_head(
         "bytes": manifest.models[ROLE].network.num_bytes,
         "prototypes": head.compare.out_channels,
         "keypoints": len(samples.rows),
+        "loss": "reprojection" if by_reprojection else "position",
         "held_out_frames": held_out.num_frames,
         "held_out_localized": len(held_out.positions),
         "held_out_median_error": _rounded(held_out.median),
@@ -176,37 +188,24 @@ def _calibrate(
     samples: SceneSamples,
     views: SiteViews,
     *,
-    out: Path,
     recipe: SceneRecipe,
 ) -> tuple[FixCalibration, HeldOutErrors]:
     """Return what makes covariances of the trained head honest.
 
-    Errors are those of heads that have not seen the frames: heads that begin with
-    landmarks are good before they are trained, so that one is begun without every run
-    of frames that is held out; others have to be trained for it. Those heads claim
-    wider covariances than the trained one will, and the trained one claims narrower
-    ones for these frames, which it knows, than it will for others: the scale is the
-    geometric mean of what the two need.
+    Errors are those of heads that have not seen the frames: heads are good before they
+    are trained, so that one is begun without every run of frames that is held out.
+    Those heads claim wider covariances than the trained one will, and the trained one
+    claims narrower ones for these frames, which it knows, than it will for others: the
+    scale is the geometric mean of what the two need.
     """
-    runs = held_out_runs(len(views.images), max_frames=_MAX_HELD_OUT)
-    begun_well = bool(np.all(np.isfinite(samples.points)))
-    if not begun_well:
-        some = runs[::2]
-        left_out, asked_all = (np.concatenate([run[i] for run in some]) for i in (0, 1))
-        runs = [(left_out, asked_all)]
     raw: list[tuple[FloatArray, FloatArray, FloatArray]] = []
     errors = []
     num_asked = 0
-    for run, asked in runs:
+    for run, asked in held_out_runs(len(views.images), max_frames=_MAX_HELD_OUT):
         use = ~np.isin(samples.image_idx, run)
-        if begun_well:
-            head = begin_head(
-                samples, max_bytes=recipe.max_bytes, seed=recipe.seed, use=use
-            )
-        else:
-            head = train_scene_coords(
-                _some(samples, use), out=out / "held-out", recipe=recipe
-            )
+        head = begin_head(
+            samples, max_bytes=recipe.max_bytes, seed=recipe.seed, use=use
+        )
         for view in views.views:
             if view.number or view.image_idx not in asked:
                 continue
@@ -225,11 +224,6 @@ def _calibrate(
     )
     calibration = replace(wide, scale=math.sqrt(wide.scale * narrow.scale))
     return calibration, HeldOutErrors(num_frames=num_asked, positions=tuple(errors))
-
-
-def _some(samples: SceneSamples, use: BoolArray) -> SceneSamples:
-    names = ("rows", "points", "plane", "image_idx", "number", "landmark_ids")
-    return replace(samples, **{name: getattr(samples, name)[use] for name in names})
 
 
 def torch_place(head: SceneHead, samples: SceneSamples) -> Place:

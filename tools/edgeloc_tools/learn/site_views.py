@@ -110,6 +110,11 @@ class SiteViews:
     cameras: Mapping[str, CameraModel]
     views: tuple[SiteView, ...]
 
+    @property
+    def has_places(self) -> bool:
+        """Whether it is known of any keypoint where it lies."""
+        return any(np.isfinite(view.points3D).any() for view in self.views)
+
     def pose(self, view: SiteView) -> Rigid3:
         """Return the pose of the image of a view."""
         pose = self.images[view.image_idx].cam_from_world
@@ -321,6 +326,42 @@ def _in_image(
     )
 
 
+def near_landmarks(
+    keypoints: Float32Array, camera: CameraModel, pose: Rigid3, seen: LocalMap
+) -> tuple[FloatArray, IntArray]:
+    """Return which landmarks keypoints of an image are, by where they should be.
+
+    Parameters
+    ----------
+    keypoints : ndarray of shape (N, 2), float32
+        px.
+    camera : CameraModel
+        Of the image.
+    pose : Rigid3
+        Its ``cam_from_world``.
+    seen : LocalMap
+        Landmarks that it sees.
+
+    Returns
+    -------
+    points3D : ndarray of shape (N, 3), float64
+        Positions of the landmarks, m; nan without one.
+    landmark_ids : ndarray of shape (N,), int64
+        -1 without one.
+    """
+    points3D = np.full((len(keypoints), 3), np.nan)
+    ids = np.full(len(keypoints), -1, np.int64)
+    pixels, in_front = project(camera, pose.transform(seen.points3D))
+    usable = np.flatnonzero(in_front & np.all(np.isfinite(pixels), axis=1))
+    if len(usable):
+        distance, nearest = map(np.asarray, cKDTree(pixels[usable]).query(keypoints))
+        near = distance < _SAME_PX
+        found = usable[nearest[near]]
+        points3D[near] = seen.points3D[found]
+        ids[near] = seen.point3D_ids[found]
+    return points3D, ids
+
+
 def _labelled(  # noqa: PLR0917 - one call, of what there is of an image
     image_idx: int,
     arrays: Arrays,
@@ -340,14 +381,9 @@ def _labelled(  # noqa: PLR0917 - one call, of what there is of an image
         rays = np.hstack([plane, np.ones((len(plane), 1))])
         in_cam = rays * arrays["depth"].astype(np.float64)[:, None]
         points3D = (in_cam - pose.t) @ pose.R
-    if supervision in {"auto", "landmarks"} and seen is not None and len(seen):
-        pixels, in_front = project(camera, pose.transform(seen.points3D))
-        usable = np.flatnonzero(in_front & np.all(np.isfinite(pixels), axis=1))
-        distance, nearest = map(np.asarray, cKDTree(pixels[usable]).query(keypoints))
-        near = distance < _SAME_PX
-        found = usable[nearest[near]]
-        points3D[near] = seen.points3D[found]
-        ids[near] = seen.point3D_ids[found]
+    if supervision in {"auto", "landmarks"} and seen is not None:
+        places, ids = near_landmarks(keypoints, camera, pose, seen)
+        points3D = np.where((ids >= 0)[:, None], places, points3D)
     descriptors = family.decode(arrays["stored"])
     for number in np.unique(arrays["number"]).tolist():
         rows = arrays["number"] == number

@@ -11,20 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeloc.geometry.camera import normalized_from_pixels
+from edgeloc.errors import ConfigError
+from edgeloc.geometry.camera import unproject
 from edgeloc.types import BoolArray, Float32Array, FloatArray, IntArray
 from edgeloc_tools.learn.scene_head import SceneHead, choose_prototypes
-from edgeloc_tools.learn.site_views import SiteViewOptions, SiteViews
+from edgeloc_tools.learn.site_views import (
+    SUPERVISIONS,
+    SiteViewOptions,
+    SiteViews,
+)
 from edgeloc_tools.learn.train_loop import Run
 from edgeloc_tools.progress import Progress, silent
 
-_PLACES_FACTOR, _FAR_FACTOR = 0.05, 2.0
-"""Of the learning rate: metres, where the others are logits; the second in first depths
-and for places that are not known, which have a long way to go."""
-_SOFT = 0.05
-"""Largest angular error that still pulls in full, on the plane z = 1."""
-_MIN_DEPTH = 0.02
-"""Of the depth that a scene is first taken to have."""
+_PLACES_FACTOR = 0.05
+"""Of the learning rate: metres, where the others are logits."""
+_SOFT_RAD = 0.05
+"""Largest error of reprojection that still pulls in full."""
+_LEAST_RAD = 1e-3
+"""Standard deviation of keypoints, as angles."""
 _EPS = 1e-6
 """Of Adam: prototypes that have next to no share in a batch stay as they are."""
 
@@ -39,10 +43,8 @@ class SceneRecipe:
         Of the head in INT8; says how many prototypes there are.
     supervision : {"auto", "depth", "landmarks", "poses"}
         What says where keypoints lie: depth and landmarks, one of them, or the poses of
-        the images alone, through the reprojection error.
-    first_depth : float
-        Distance that things are first taken to have where nothing else is known; 0 =
-        three times the spread of the cameras.
+        the images alone, through the reprojection error. "auto" takes the poses where
+        there is neither depth nor a landmark.
     steps, batch : int
         Updates of the weights, and keypoints in each.
     learning_rate : float
@@ -64,7 +66,6 @@ class SceneRecipe:
 
     max_bytes: int = 720_000
     supervision: str = "auto"
-    first_depth: float = 0.0
     steps: int = 200
     batch: int = 512
     learning_rate: float = 0.01
@@ -76,19 +77,26 @@ class SceneRecipe:
     threads: int = 1
     views: SiteViewOptions = field(default_factory=SiteViewOptions)
 
+    def __post_init__(self) -> None:
+        if self.supervision not in SUPERVISIONS:
+            raise ConfigError(
+                f"supervision {self.supervision!r} is unknown, expected "
+                f"{', '.join(SUPERVISIONS)}"
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SceneSamples:
-    """Keypoints of all views.
+    """Keypoints of all views, of which it is known where they lie.
 
     Parameters
     ----------
     rows : ndarray of shape (S, D), float16
         Descriptors.
     points : ndarray of shape (S, 3), float32
-        Relative to `origin`, m; nan where not known.
-    plane : ndarray of shape (S, 2), float32
-        Where they are in their image, on the plane z = 1.
+        Relative to `origin`, m.
+    rays : ndarray of shape (S, 3), float32
+        Directions in the frame of their camera, of length 1.
     image_idx, number, landmark_ids : ndarray of shape (S,), int64
         As in `SiteView`.
     R : ndarray of shape (K, 3, 3), float32
@@ -97,60 +105,45 @@ class SceneSamples:
         Translations, as of a world with its origin at `origin`.
     origin : ndarray of shape (3,), float64
         The mean of the scene.
-    first_depth : float
-        See `SceneRecipe`.
+    by_reprojection : bool
+        Whether training minimises errors of reprojection: `points` then only say where
+        it begins.
     """
 
     rows: np.ndarray[tuple[int, ...], np.dtype[np.float16]]
     points: Float32Array
-    plane: Float32Array
+    rays: Float32Array
     image_idx: IntArray
     number: IntArray
     landmark_ids: IntArray
     R: Float32Array
     t: Float32Array
     origin: FloatArray
-    first_depth: float
-
-    def along_rays(self, idx: IntArray, depth: float) -> Float32Array:
-        """Return the points at some depth behind keypoints, (n, 3)."""
-        rays = np.hstack([self.plane[idx], np.ones((len(idx), 1), np.float32)])
-        image = self.image_idx[idx]
-        in_cam = depth * rays - self.t[image]
-        return np.asarray(np.einsum("nji,nj->ni", self.R[image], in_cam), np.float32)
+    by_reprojection: bool = False
 
 
-def collect_samples(views: SiteViews, *, first_depth: float) -> SceneSamples:
-    """Return the keypoints of all views.
-
-    Where the position of at least half of them is known, the others are left out.
+def collect_samples(views: SiteViews, *, by_reprojection: bool = False) -> SceneSamples:
+    """Return the keypoints of all views of which it is known where they lie.
 
     Parameters
     ----------
     views : SiteViews
         All views.
-    first_depth : float
-        See `SceneRecipe`.
+    by_reprojection : bool
+        See `SceneSamples`.
     """
     poses = [image.cam_from_world for image in views.images]
     R = np.stack([pose.R for pose in poses if pose is not None])
     t = np.stack([pose.t for pose in poses if pose is not None])
-    centers = -np.einsum("kji,kj->ki", R, t)
     points = np.concatenate([view.points3D for view in views.views])
-    known = np.all(np.isfinite(points), axis=1)
-    origin = points[known].mean(axis=0) if known.any() else centers.mean(axis=0)
-    if first_depth <= 0:
-        spread = np.sqrt(np.mean(np.sum((centers - centers.mean(axis=0)) ** 2, axis=1)))
-        first_depth = max(3.0 * float(spread), 1e-3)
-    plane = np.concatenate(
+    rays = np.concatenate(
         [
-            normalized_from_pixels(views.camera(v), v.keypoints.astype(np.float64))
+            unproject(views.camera(v), v.keypoints.astype(np.float64))
             for v in views.views
         ]
     )
-    keep = np.all(np.isfinite(plane), axis=1)
-    if 2 * np.count_nonzero(known) >= len(known):
-        keep &= known
+    keep = np.all(np.isfinite(points) & np.isfinite(rays), axis=1)
+    origin = points[keep].mean(axis=0)
 
     def joined(name: str) -> IntArray:
         values = [
@@ -163,14 +156,14 @@ def collect_samples(views: SiteViews, *, first_depth: float) -> SceneSamples:
             keep
         ],
         points=(points - origin)[keep].astype(np.float32),
-        plane=plane[keep].astype(np.float32),
+        rays=rays[keep].astype(np.float32),
         image_idx=joined("image_idx"),
         number=joined("number"),
         landmark_ids=joined("landmark_ids"),
         R=R.astype(np.float32),
         t=(t + R @ origin).astype(np.float32),
         origin=origin,
-        first_depth=first_depth,
+        by_reprojection=by_reprojection,
     )
 
 
@@ -184,8 +177,7 @@ def begin_head(
     """Return a head that compares with landmarks, before any training.
 
     A prototype is the mean descriptor of a landmark. What landmarks leave free is
-    filled with keypoints of measured depth, and where there is neither, of none: then
-    with keypoints as far away as the scene is first taken to be.
+    filled with other keypoints.
 
     Parameters
     ----------
@@ -219,61 +211,55 @@ def begin_head(
         )
         descriptors = means[chosen]
         places = samples.points[order[starts]][chosen]
-    known = np.all(np.isfinite(samples.points), axis=1)
-    for more, positions in (
-        (np.flatnonzero(used & known & (samples.landmark_ids < 0)), samples.points),
-        (np.flatnonzero(used & ~known), None),
-    ):
-        idx = rng.permutation(more)[: max(count - len(places), 0)]
-        at = samples.along_rays(idx, samples.first_depth)
-        if positions is not None:
-            at = positions[idx]
-        descriptors = np.vstack([descriptors, samples.rows[idx].astype(np.float32)])
-        places = np.vstack([places, at])
+    others = rng.permutation(np.flatnonzero(used & (samples.landmark_ids < 0)))
+    others = others[: max(count - len(places), 0)]
+    descriptors = np.vstack([descriptors, samples.rows[others].astype(np.float32)])
+    places = np.vstack([places, samples.points[others]])
     length = np.linalg.norm(descriptors, axis=1, keepdims=True)
     return SceneHead(descriptors / np.maximum(length, 1e-9), places)
 
 
-def scene_losses(head: SceneHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def scene_losses(
+    head: SceneHead, batch: Mapping[str, Tensor], *, by_reprojection: bool
+) -> dict[str, Tensor]:
     """Return the losses of some keypoints.
 
     Minus the log likelihood of the error under a Laplace distribution of the width that
-    the head claims: of the position where that is known, else of the reprojection, from
-    some error on with its logarithm only. What a head places behind the camera is
-    pulled in front of it.
+    the head claims: of the position, or of the reprojection, as an angle and from some
+    error on with its logarithm only.
 
     Parameters
     ----------
     head : SceneHead
         Network.
     batch : mapping of str to Tensor
-        rows, points, plane, R, t, along (the point at the first depth), first_depth.
+        rows, points, rays, R, t.
+    by_reprojection : bool
+        Which error; `points` are not looked at then.
     """
     places, log_sigma = head(batch["rows"])
-    known = torch.isfinite(batch["points"]).all(1)
-    off = torch.where(known[:, None], places - batch["points"].nan_to_num(), 0.0)
-    error = (off.square().sum(1) + 1e-12).sqrt()
-    by_place = error * torch.exp(-log_sigma) + 3.0 * log_sigma
     in_cam = torch.einsum("nij,nj->ni", batch["R"], places) + batch["t"]
-    least = _MIN_DEPTH * batch["first_depth"]
-    depth = in_cam[:, 2].clamp(min=float(least))
-    miss = (in_cam[:, :2] / depth[:, None] - batch["plane"]).square().sum(1)
-    miss = (miss + 1e-12).sqrt()
-    soft = torch.where(
-        miss < _SOFT, miss, _SOFT * (1.0 + torch.log(miss / _SOFT + 1e-9))
-    )
-    width = torch.exp(log_sigma) / depth + 1e-3
-    by_ray = soft / width + 2.0 * torch.log(width)
-    behind = in_cam[:, 2] <= least
-    pull = ((places - batch["along"]).square().sum(1) + 1e-12).sqrt()
-    pull = pull / batch["first_depth"]
-    by_ray = torch.where(behind, 10.0 * pull, by_ray)
-    total = torch.where(known, by_place, by_ray).mean()
+    distance = _length(in_cam)
+    # The chord between directions: also defined for what lies behind the camera.
+    miss = _length(in_cam / distance[:, None] - batch["rays"])
+    if by_reprojection:
+        soft = torch.where(
+            miss < _SOFT_RAD, miss, _SOFT_RAD * (1.0 + torch.log(miss / _SOFT_RAD))
+        )
+        width = torch.exp(log_sigma) / distance + _LEAST_RAD
+        total = (soft / width + 2.0 * torch.log(width)).mean()
+    else:
+        error = _length(places - batch["points"])
+        total = (error * torch.exp(-log_sigma) + 3.0 * log_sigma).mean()
     return {
         "total": total,
         "likelihood": total,
-        "reprojection": torch.where(behind, _SOFT, miss.clamp(max=_SOFT)).mean(),
+        "reprojection": miss.clamp(max=_SOFT_RAD).mean(),
     }
+
+
+def _length(vectors: Tensor) -> Tensor:
+    return (vectors.square().sum(1) + 1e-12).sqrt()
 
 
 def make_batch(samples: SceneSamples, idx: IntArray) -> dict[str, Tensor]:
@@ -282,11 +268,9 @@ def make_batch(samples: SceneSamples, idx: IntArray) -> dict[str, Tensor]:
     arrays = {
         "rows": samples.rows[idx].astype(np.float32),
         "points": samples.points[idx],
-        "plane": samples.plane[idx],
+        "rays": samples.rays[idx],
         "R": samples.R[image],
         "t": samples.t[image],
-        "along": samples.along_rays(idx, samples.first_depth),
-        "first_depth": np.float32(samples.first_depth),
     }
     return {name: torch.as_tensor(array) for name, array in arrays.items()}
 
@@ -326,10 +310,10 @@ def train_scene_coords(
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(recipe.seed)
     head = begin_head(samples, max_bytes=recipe.max_bytes, seed=recipe.seed)
-    begun_well = bool(np.all(np.isfinite(samples.points)))
-    places_factor = _PLACES_FACTOR
-    if not begun_well:
-        places_factor = _FAR_FACTOR * samples.first_depth
+
+    def losses_of(net: SceneHead, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return scene_losses(net, batch, by_reprojection=samples.by_reprojection)
+
     run = Run(
         out=out,
         recipe=asdict(recipe),
@@ -338,7 +322,7 @@ def train_scene_coords(
         optimizer=torch.optim.Adam(
             [
                 {"params": [*head.compare.parameters()], "factor": 1.0},
-                {"params": [head.places], "factor": places_factor},
+                {"params": [head.places], "factor": _PLACES_FACTOR},
                 {"params": [head.trust], "factor": 2.0},
             ],
             eps=_EPS,
@@ -357,7 +341,7 @@ def train_scene_coords(
             if step and step % recipe.check_every == 0 and len(check):
                 idx = check[:: max(1, len(check) // 2048)]
                 with torch.no_grad():
-                    losses = scene_losses(_head(run), make_batch(samples, idx))
+                    losses = losses_of(_head(run), make_batch(samples, idx))
                 if float(losses["total"]) < best - 1e-3:
                     best, since = float(losses["total"]), 0
                 else:
@@ -366,7 +350,7 @@ def train_scene_coords(
                     return
             yield make_batch(samples, rng.choice(train, recipe.batch))
 
-    run.run(batches(), lambda batch: scene_losses(head, batch))
+    run.run(batches(), lambda batch: losses_of(head, batch))
     return _head(run)
 
 

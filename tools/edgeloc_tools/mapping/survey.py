@@ -161,7 +161,7 @@ def survey_recording(
         num_similar=options.num_similar,
         num_near=options.num_near,
     )
-    matches = _match_all(
+    matches = match_all(
         images, pairs, options=options, folder=folder, progress=progress
     )
     return Survey(
@@ -349,7 +349,7 @@ def train_retrieval(images: Sequence[Float32Array], options: BuildOptions) -> Vl
     )
 
 
-def _match_all(
+def match_all(
     images: Sequence[MappingImage],
     pairs: IntArray,
     *,
@@ -357,7 +357,26 @@ def _match_all(
     folder: WorkFolder,
     progress: Progress,
 ) -> list[tuple[IntArray, Float32Array]]:
-    """Return the matches of all pairs, kept on disk in blocks."""
+    """Return the matches of all pairs, kept on disk in blocks.
+
+    Parameters
+    ----------
+    images : sequence of MappingImage
+        The images.
+    pairs : ndarray of shape (E, 2), int64
+        Which are compared.
+    options : BuildOptions
+        What counts as a match.
+    folder : WorkFolder
+        Keeps what is done.
+    progress : callable
+        Told about each block.
+
+    Returns
+    -------
+    list of (ndarray of shape (M_e, 2), int64; ndarray of shape (M_e,), float32)
+        As `match_pair` gives them.
+    """
     block = 64
     matches: list[tuple[IntArray, Float32Array]] = []
     digest = [
