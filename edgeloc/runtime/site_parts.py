@@ -11,6 +11,7 @@ from edgeloc.features.keyframe_index import KeyframeIndex
 from edgeloc.features.retrieve import Retrieval
 from edgeloc.localize.coarse import CoarseCalibration
 from edgeloc.localize.comparison import DecodeLandmarks
+from edgeloc.localize.interpolate import InterpolateOptions
 from edgeloc.localize.structure import FixCalibration, StructureOptions, structure_for
 from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.landmark_record import LandmarkRecord
@@ -55,6 +56,8 @@ class SiteParts:
         Of poses from retrieval.
     structure : StructureOptions
         Of fixes against landmarks, seeded.
+    interpolate : InterpolateOptions
+        Of poses from retrieval.
     timer : StageTimer
         Times every stage of a frame.
     masks : FrameMasks or None
@@ -74,6 +77,7 @@ class SiteParts:
     calibration: FixCalibration
     coarse: CoarseCalibration
     structure: StructureOptions
+    interpolate: InterpolateOptions
     timer: StageTimer
     masks: FrameMasks | None = None
     record: LandmarkRecord | None = None
@@ -123,6 +127,7 @@ def open_site_parts(
     )
     try:
         coarse = CoarseCalibration.from_arrays(site.retrieval_arrays)
+        interpolate = InterpolateOptions.from_arrays(site.retrieval_arrays)
         calibration = FixCalibration.of_site(
             site.manifest.covariance_scale, site.retrieval_arrays
         )
@@ -141,6 +146,7 @@ def open_site_parts(
         calibration=calibration,
         coarse=coarse,
         structure=replace(structure, pnp=replace(structure.pnp, seed=options.seed)),
+        interpolate=options.interpolate or interpolate,
         timer=StageTimer(clock),
         masks=masks,
         record=None

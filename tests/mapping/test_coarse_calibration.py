@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from edgeloc_tools.mapping.calibrate import MIN_SCORE, calibrate
-from edgeloc_tools.mapping.held_out import CoarseSample, HeldOutRun
+from edgeloc_tools.mapping.held_out import HeldOutRun
+from edgeloc_tools.mapping.held_out_coarse import CoarseSample
 
 NOTHING_FIXED = HeldOutRun(frames=[], trials=[])
 

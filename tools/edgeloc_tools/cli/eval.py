@@ -154,16 +154,18 @@ def estimator_options(args: argparse.Namespace) -> EstimatorOptions:
     from edgeloc.localize.interpolate import InterpolateOptions
     from edgeloc.runtime.estimator_options import EstimatorOptions
 
-    default = InterpolateOptions()
+    default, interpolate = InterpolateOptions(), None
+    if args.weighting or args.num_interpolated:
+        interpolate = InterpolateOptions(
+            weighting=args.weighting or default.weighting,
+            num_keyframes=args.num_interpolated or default.num_keyframes,
+        )
     return EstimatorOptions(
         method="auto" if args.method == "all" else args.method,
         cold=args.cold,
         max_keypoints=args.max_keypoints,
         backend=BackendOptions(backend=args.backend, threads=args.threads),
-        interpolate=InterpolateOptions(
-            weighting=args.weighting or default.weighting,
-            num_keyframes=args.num_interpolated or default.num_keyframes,
-        ),
+        interpolate=interpolate,
     )
 
 

@@ -184,6 +184,7 @@ def build_from_survey(
             else {}
         ),
         **({} if by_features is None else by_features.facts()),
+        "interpolate": str(held_out.interpolate),
     }
     manifest = write_site(
         out,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from edgeloc.localize.coarse import CoarseCalibration, SpreadByScore
+from edgeloc.localize.interpolate import InterpolateOptions
 from edgeloc.localize.structure import FixCalibration
 from edgeloc.types import FloatArray
 from edgeloc_tools.mapping.fix_calibration import fit_fix_calibration
-from edgeloc_tools.mapping.held_out import CoarseSample, HeldOutRun
+from edgeloc_tools.mapping.held_out import HeldOutRun
+from edgeloc_tools.mapping.held_out_coarse import CoarseSample
 
 MIN_SCORE = 0.05
 """Global descriptors of unrelated pictures rarely are more similar than this."""
@@ -36,6 +38,8 @@ class HeldOut:
         What makes the covariances of fixes honest.
     coarse : CoarseCalibration
         Of retrieval.
+    interpolate : InterpolateOptions
+        What serves INTERPOLATE best.
     weak_image_idx : tuple of int
         Frames that were not LOCALIZED, or further off than the next keyframe is.
     """
@@ -45,6 +49,7 @@ class HeldOut:
     median_error: float
     fix: FixCalibration
     coarse: CoarseCalibration
+    interpolate: InterpolateOptions = field(default_factory=InterpolateOptions)
     weak_image_idx: tuple[int, ...] = ()
 
     def facts(self) -> dict[str, int | float]:

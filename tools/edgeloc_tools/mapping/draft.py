@@ -38,9 +38,9 @@ from edgeloc_tools.mapping.fix_calibration import held_out_runs
 from edgeloc_tools.mapping.held_out import (
     Describing,
     HeldOutRun,
-    interpolate_held_out,
     localize_held_out,
 )
+from edgeloc_tools.mapping.held_out_coarse import CoarseTrials
 from edgeloc_tools.mapping.inspect import WEAK_SPOTS
 from edgeloc_tools.mapping.keyframe_features import (
     FeatureHeldOut,
@@ -261,15 +261,21 @@ class Draft:
     def calibrated(self, run: HeldOutRun, part: LandmarkMap) -> HeldOut:
         """Return what held-out frames say about a part of the map."""
         images, kept = self._survey.images, self._keyframe_idx(part)
-        coarse = interpolate_held_out(
+        centers = np.stack([i.cam_from_world.origin_in_a for i in images])
+        spacing = keyframe_spacing(centers[kept])
+        trials = CoarseTrials(
             images,
             self._global_codes,
             self._survey.global_descriptors,
             keyframe_idx=kept,
             describing=self._describing(),
+            spacing=spacing,
         )
-        centers = np.stack([i.cam_from_world.origin_in_a for i in images])
-        return calibrate(run, coarse, keyframe_spacing=keyframe_spacing(centers[kept]))
+        interpolate = trials.choose()
+        held_out = calibrate(
+            run, trials.samples(interpolate, checked=False), keyframe_spacing=spacing
+        )
+        return replace(held_out, interpolate=interpolate)
 
     def _weak_spots(
         self, held_out: HeldOut, kept: IntArray
@@ -418,6 +424,7 @@ class Draft:
             retrieval_arrays={
                 **survey.retrieval_arrays,
                 **held_out.coarse.to_arrays(),
+                **held_out.interpolate.to_arrays(),
                 **held_out.fix.to_arrays(),
                 **self._weak_spots(held_out, kept),
                 **({} if by_features is None else by_features.to_arrays()),

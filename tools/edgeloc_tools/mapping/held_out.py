@@ -11,10 +11,7 @@ import numpy.typing as npt
 from edgeloc.features.keyframe_index import Decode, GlobalCoding, KeyframeIndex
 from edgeloc.geometry.se3 import log_se3, rotation_angle_rad
 from edgeloc.localize.candidate import Candidate, Query
-from edgeloc.localize.coarse import CoarseCalibration
 from edgeloc.localize.comparison import LandmarkComparison
-from edgeloc.localize.interpolate import InterpolateOptions, interpolate_pose
-from edgeloc.localize.near_keyframes import keyframe_spacing
 from edgeloc.localize.structure import FixCalibration, StructureOptions, relocalize
 from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import (
@@ -24,7 +21,6 @@ from edgeloc.types import (
     FloatArray,
     IntArray,
     PoseStatus,
-    RetrievalResult,
 )
 from edgeloc_tools.mapping.landmarks import LandmarkMap
 from edgeloc_tools.mapping.tracks import MappingImage
@@ -202,100 +198,6 @@ def localize_held_out(
     return HeldOutRun(frames=frames, trials=trials)
 
 
-_PASSED_OVER = (0.0, 0.1, 0.2, 0.4)
-"""Shares of the keyframes that are left out, see `interpolate_held_out`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoarseSample:
-    """How a held-out frame was interpolated.
-
-    Parameters
-    ----------
-    score : float
-        Cosine of the best retrieved keyframe.
-    position_error, rotation_error_rad : float
-        Of the interpolated pose, m and rad.
-    passed_over : bool
-        Whether the keyframes that look most like it were left out.
-    """
-
-    score: float
-    position_error: float
-    rotation_error_rad: float
-    passed_over: bool = False
-
-
-def interpolate_held_out(
-    images: Sequence[MappingImage],
-    global_codes: npt.NDArray[np.generic],
-    query_vectors: Float32Array,
-    *,
-    keyframe_idx: IntArray,
-    describing: Describing,
-    max_frames: int = 40,
-    num_retrieved: int = 10,
-) -> list[CoarseSample]:
-    """Interpolate the poses of held-out mapping frames between the others.
-
-    Each several times: with all other keyframes, and without the share of them that
-    looks most like it. A mapping walk knows itself better than later walks will: what
-    these look like, and how far off they are, is found further down the list.
-
-    Parameters
-    ----------
-    images, global_codes, query_vectors, describing, num_retrieved
-        As for `localize_held_out`.
-    max_frames : int
-        Bound of the work.
-    keyframe_idx : ndarray of shape (n,), int64
-        Images that are keyframes of the map.
-    """
-    centers = np.stack([i.cam_from_world.origin_in_a for i in images])
-    uncalibrated = CoarseCalibration(
-        min_score=-1.0,
-        position_sigma=1e-9,
-        rotation_sigma_rad=1e-9,
-        keyframe_spacing=keyframe_spacing(centers[keyframe_idx]),
-    )
-    is_keyframe = np.zeros(len(images), dtype=bool)
-    is_keyframe[keyframe_idx] = True
-    samples = []
-    for fold in held_out_folds(len(images), max_frames=max_frames):
-        kept = is_keyframe.copy()
-        kept[fold] = False
-        if not kept.any():
-            continue
-        keyframes, index = keyframes_of(images, global_codes, kept, describing)
-        for idx in fold.tolist():
-            everything = index.search(query_vectors[idx], k=len(keyframes))
-            for share in _PASSED_OVER:
-                first = round(share * len(everything))
-                retrieved = RetrievalResult(
-                    keyframe_ids=everything.keyframe_ids[first:][:num_retrieved],
-                    scores=everything.scores[first:][:num_retrieved],
-                )
-                mean = interpolate_pose(
-                    query=query_vectors[idx],
-                    retrieved=retrieved,
-                    keyframes=keyframes,
-                    index=index,
-                    calibration=uncalibrated,
-                    options=InterpolateOptions(),
-                )
-                errors = _errors(mean, images[idx])
-                if errors is not None:
-                    samples.append(
-                        CoarseSample(
-                            score=float(retrieved.scores[0]),
-                            position_error=errors[0],
-                            rotation_error_rad=errors[1],
-                            passed_over=share > 0,
-                        )
-                    )
-    return samples
-
-
 def keyframes_of(
     images: Sequence[MappingImage],
     global_codes: npt.NDArray[np.generic],
@@ -336,7 +238,7 @@ def held_out_frame(
     fix : Candidate
         The answer.
     """
-    errors = _errors(fix, image)
+    errors = pose_errors(fix, image)
     if (
         fix.status is not PoseStatus.LOCALIZED
         or errors is None
@@ -362,8 +264,8 @@ def held_out_frame(
     )
 
 
-def _errors(answer: Candidate, image: MappingImage) -> tuple[float, float] | None:
-    """Return the errors of a pose, m and rad."""
+def pose_errors(answer: Candidate, image: MappingImage) -> tuple[float, float] | None:
+    """Return the errors of a pose, m and rad; None without a pose."""
     if answer.cam_from_world is None:
         return None
     off = answer.cam_from_world @ image.cam_from_world.inverse()
