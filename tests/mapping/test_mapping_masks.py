@@ -66,6 +66,19 @@ def test_features_stay_off_a_hood(recording: Recording) -> None:
         assert kept[:, 0].min() > 83
 
 
+def test_a_hood_is_as_large_as_pictures_of_a_camera_that_nobody_knows(
+    recording: Recording,
+) -> None:
+    """Plain photos, before `edgeloc-build sfm`."""
+    unknown = replace(recording, cameras={})
+    first, _ = mask_recording(unknown, MaskSources(hood=LEFT_HALF, margin_px=0)).images
+    mask = first.read_mask()
+    assert mask is not None
+    assert mask.shape == (120, 160)
+    assert mask[60, :80].max() == 0
+    assert mask[60, 82:].min() == 255
+
+
 def test_a_folder_of_masks_by_name(recording: Recording, tmp_path: Path) -> None:
     """As COLMAP names them; the other picture has none."""
     folder = tmp_path / "masks"

@@ -27,9 +27,11 @@ from edgeloc_tools.datasets.registry import open_recording
 from edgeloc_tools.mapping import sfm_colmap, sfm_command, sfm_work
 from edgeloc_tools.mapping.align import umeyama
 from edgeloc_tools.mapping.build import build_site
+from edgeloc_tools.mapping.mask_options import masked_from_arguments
 from edgeloc_tools.mapping.sfm import SfmOptions, read_summary, run_sfm
 from edgeloc_tools.mapping.sfm_plan import camera_groups, image_pairs
 from edgeloc_tools.mapping.sfm_world import DistanceConstraint, GravityPrior, place
+from edgeloc_tools.synth.colour_segmenter import write_colour_segmenter
 
 pytest.importorskip("pycolmap")  # no wheels for Linux aarch64
 
@@ -492,6 +494,12 @@ class TestFailure:
             sfm_colmap.load_pycolmap()
 
 
+def sfm_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    sfm_command.add_arguments(parser)
+    return parser
+
+
 def test_known_intrinsics_and_poses_are_kept_and_masks_are_used(tmp_path):
     """A posed recording: its camera stays, the world is that of its poses."""
     truth = arc(6)
@@ -500,7 +508,20 @@ def test_known_intrinsics_and_poses_are_kept_and_masks_are_used(tmp_path):
     mask[:, : CAMERA.width // 3] = 0
     (tmp_path / "masks").mkdir()
     cv2.imwrite(str(tmp_path / "masks" / "view-3.png.png"), mask)
-    recording = sfm_command.with_masks(recording, tmp_path / "masks")
+    somebody = cv2.imread(str(tmp_path / "photos" / "view-4.png"))
+    somebody[60:180, 220:280] = np.where(
+        somebody[60:180, 220:280] > 127, (255, 60, 255), (200, 0, 200)
+    )
+    cv2.imwrite(str(tmp_path / "photos" / "view-4.png"), somebody)
+    args = sfm_parser().parse_args(
+        [
+            *("--format", "folder", "--input", "x", "-o", "x"),
+            *("--masks", str(tmp_path / "masks")),
+            *("--hood", "0,220 320,220 320,240 0,240"),
+            *("--segmenter", str(write_colour_segmenter(tmp_path))),
+        ]
+    )
+    recording = masked_from_arguments(args, recording)
     recording = replace(
         recording,
         cameras={"camera": CAMERA},
@@ -526,9 +547,17 @@ def test_known_intrinsics_and_poses_are_kept_and_masks_are_used(tmp_path):
 
     pycolmap = sfm_colmap.load_pycolmap()
     model = pycolmap.Reconstruction(str(tmp_path / "out" / "sparse" / "0"))
-    leftmost = {i.name: min(p.xy[0] for p in i.points2D) for i in model.images.values()}
-    assert leftmost["view-3.png"] >= CAMERA.width // 3 - 1
-    assert leftmost["view-2.png"] < CAMERA.width // 4
+    seen = {i.name: np.array([p.xy for p in i.points2D]) for i in model.images.values()}
+    assert seen["view-3.png"][:, 0].min() >= CAMERA.width // 3 + 3  # with a margin
+    assert seen["view-2.png"][:, 0].min() < CAMERA.width // 4
+    assert 200 < max(xy[:, 1].max() for xy in seen.values()) <= 216  # off the hood
+
+    def on_somebody(name):
+        inside = np.abs(seen[name] - [250, 120]) < [30, 60]
+        return np.count_nonzero(inside.all(axis=1))
+
+    assert on_somebody("view-4.png") == 0
+    assert on_somebody("view-2.png") > 10
 
 
 def test_command_line_from_a_video(tmp_path, capsys):
@@ -540,9 +569,7 @@ def test_command_line_from_a_video(tmp_path, capsys):
     for pose in arc(10).values():
         writer.write(cv2.cvtColor(scene.render(pose), cv2.COLOR_GRAY2BGR))
     writer.release()
-    parser = argparse.ArgumentParser()
-    sfm_command.add_arguments(parser)
-    out = tmp_path / "out"
+    parser, out = sfm_parser(), tmp_path / "out"
     line = f"--format video --input {path} -o {out} --stride 2 --threads 1"
     line += " --max-keypoints 800 --intrinsics single-camera --align-to none"
     assert sfm_command.run(parser.parse_args(line.split())) == 0
@@ -697,11 +724,6 @@ class TestCommandLine:
             sfm_command.parse_gravity("down")
         with pytest.raises(ConfigError, match="is not a direction"):
             sfm_command.parse_gravity("0,0,0")
-
-    def test_masks_that_match_no_image(self, tmp_path):
-        recording = TestPlan.recording()
-        with pytest.raises(ConfigError, match=r"expected for example 0\.png\.png"):
-            sfm_command.with_masks(recording, tmp_path)
 
 
 def jpeg_with_orientation(path: Path, orientation: int, order: str) -> None:

@@ -29,8 +29,8 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the subcommand."""
-    from edgeloc_tools.cli.mask_options import add_mask_arguments
     from edgeloc_tools.cli.recording_options import add_recording_arguments
+    from edgeloc_tools.mapping.mask_options import add_mask_arguments
     from edgeloc_tools.mapping.options import FEATURES_PER_KEYFRAME, STORES
 
     add_recording_arguments(parser)
@@ -180,9 +180,9 @@ def _aligned(
 ) -> list[Recording]:
     """Bring all recordings but the first into the first one's world frame."""
     from edgeloc.tiles.reader import open_site
-    from edgeloc_tools.cli.mask_options import masked_from_arguments
     from edgeloc_tools.evaluate.place_recording import place_recording
     from edgeloc_tools.mapping.build import build_site
+    from edgeloc_tools.mapping.mask_options import masked_from_arguments
     from edgeloc_tools.progress import StderrProgress
 
     first, *others = recordings
@@ -214,11 +214,11 @@ def _aligned(
 def run(args: argparse.Namespace) -> int:
     """Build the site; its facts go to stdout as JSON."""
     from edgeloc.inference.backend import BackendOptions
-    from edgeloc_tools.cli.mask_options import masked_from_arguments
     from edgeloc_tools.cli.recording_options import open_from_arguments
     from edgeloc_tools.datasets.join import join_recordings
     from edgeloc_tools.datasets.registry import open_named
     from edgeloc_tools.mapping.build import build_site
+    from edgeloc_tools.mapping.mask_options import masked_from_arguments
     from edgeloc_tools.mapping.options import BuildOptions
     from edgeloc_tools.progress import StderrProgress
 

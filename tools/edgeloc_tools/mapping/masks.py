@@ -18,10 +18,12 @@ from edgeloc.features.mask import (
     with_margin,
 )
 from edgeloc.features.segment import Segmenter
-from edgeloc.types import ByteArray, CameraModel
+from edgeloc.types import ByteArray
 from edgeloc_tools.datasets.recording import RecordedImage, Recording
 
 _log = logging.getLogger(__name__)
+
+_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,8 +33,8 @@ class MaskSources:
     Parameters
     ----------
     folder : Path or None
-        Of masks named like the images, with ``.png`` behind it or in place of the
-        image's ending; 0 = ignore.
+        Of masks named like the images, with ``.png`` behind it (as COLMAP has them) or
+        another ending in place of the image's; 0 = ignore.
     hood : str or None
         Mask of every image, see `edgeloc.features.mask.load_static_mask`; polygons may
         differ by camera.
@@ -47,8 +49,15 @@ class MaskSources:
     segmenter: Segmenter | None = None
     margin_px: int = DEFAULT_MARGIN_PX
 
-    def static_mask(self, camera_id: str, camera: CameraModel) -> ByteArray | None:
+    def static_mask(self, camera_id: str, size: tuple[int, int]) -> ByteArray | None:
         """Return the mask of every image of a camera.
+
+        Parameters
+        ----------
+        camera_id : str
+            Whose polygons are taken.
+        size : (int, int)
+            Width and height of its images, px.
 
         Raises
         ------
@@ -57,21 +66,15 @@ class MaskSources:
         """
         if self.hood is None:
             return None
-        return load_static_mask(
-            self.hood, size=(camera.width, camera.height), camera_id=camera_id
-        )
+        return load_static_mask(self.hood, size=size, camera_id=camera_id)
 
     def file_of(self, name: str) -> Path | None:
         """Return the mask file of an image; None when it has none."""
         if self.folder is None:
             return None
-        for path in (
-            self.folder / f"{name}.png",
-            (self.folder / name).with_suffix(".png"),
-        ):
-            if path.is_file():
-                return path
-        return None
+        plain = self.folder / name
+        paths = [self.folder / f"{name}.png", *map(plain.with_suffix, _ENDINGS)]
+        return next((path for path in paths if path.is_file()), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -134,6 +137,15 @@ def _network_key(segmenter: Segmenter | None) -> list[object]:
     return [segmenter.network.manifest.sha256, *segmenter.ignored]
 
 
+def _size(image: RecordedImage, recording: Recording) -> tuple[int, int]:
+    """Return width and height; of a camera that is not known yet, as in its file."""
+    camera = recording.cameras.get(image.camera_id)
+    if camera is not None:
+        return camera.width, camera.height
+    height, width = image.source.read().shape[:2]
+    return width, height
+
+
 def mask_recording(recording: Recording, masks: MaskSources) -> Recording:
     """Return a recording whose images have these masks, too.
 
@@ -146,10 +158,7 @@ def mask_recording(recording: Recording, masks: MaskSources) -> Recording:
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"--masks {folder}: is no folder")
 
-    @cache
-    def static(camera_id: str) -> ByteArray | None:
-        camera = recording.cameras.get(camera_id)
-        return None if camera is None else masks.static_mask(camera_id, camera)
+    static = cache(masks.static_mask)
 
     images, num_files = [], 0
     for image in recording.images:
@@ -162,7 +171,9 @@ def mask_recording(recording: Recording, masks: MaskSources) -> Recording:
             MaskedImage(
                 **{**known, "mask_path": file or image.mask_path},
                 image=image,
-                static=static(image.camera_id),
+                static=None
+                if masks.hood is None
+                else static(image.camera_id, _size(image, recording)),
                 segmenter=masks.segmenter,
                 margin_px=masks.margin_px,
             )

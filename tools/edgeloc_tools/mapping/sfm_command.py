@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,6 @@ from edgeloc.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgeloc.types import CameraModel
-    from edgeloc_tools.datasets.recording import Recording
     from edgeloc_tools.mapping.sfm_plan import SfmOptions
     from edgeloc_tools.mapping.sfm_world import DistanceConstraint, GravityPrior
 
@@ -26,12 +24,12 @@ EXAMPLES = """\
   edgeloc-build sfm --format folder --input photos/ -o model/
   edgeloc-build sfm --format video --input walk.mp4 --stride 10 -o model/
   edgeloc-build sfm --format folder --input photos/ --distance a.jpg,b.jpg,2.35 -o m/
+  edgeloc-build sfm --format video --input drive.mp4 --hood hood.png -o model/
   edgeloc-build sfm --format kapture --input walk/ --align-to gnss -o model/
   edgeloc-build map --format colmap --input model/ -o site/"""
 
 EXIT_OK = 0
 EXIT_INTERRUPTED = 130
-_MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--frames", metavar="A:B[:S]", help="slice of the images, as in Python")
     add("--stride", type=int, default=1, metavar="N", help="every N-th image")
-    add("--masks", type=Path, metavar="DIR", help="masks by image name, 0 = ignore")
+    from edgeloc_tools.mapping.mask_options import add_mask_arguments
+
+    add_mask_arguments(parser)
 
     cameras = parser.add_argument_group("cameras")
     add = cameras.add_argument
@@ -165,34 +165,6 @@ def parse_gravity(text: str) -> GravityPrior:
     return GravityPrior(direction=(x, y, z), image=image.strip() or None)
 
 
-def with_masks(recording: Recording, folder: Path) -> Recording:
-    """Return the recording with masks from a folder.
-
-    The mask of ``a/b.jpg`` is ``a/b.jpg.png`` (as in COLMAP) or ``a/b.png`` (or another
-    image ending) in it. Images without one are used whole.
-
-    Raises
-    ------
-    ConfigError
-        When there is no such folder, or no image has a mask in it.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"--masks {folder}: is not a folder")
-    images = []
-    for image in recording.images:
-        plain = Path(image.name)
-        names = [f"{image.name}.png"]
-        names += [str(plain.with_suffix(suffix)) for suffix in _MASK_SUFFIXES]
-        found = next((folder / n for n in names if (folder / n).is_file()), None)
-        images.append(image if found is None else replace(image, mask_path=found))
-    if all(image.mask_path is None for image in images):
-        raise ConfigError(
-            f"--masks {folder}: has no mask for any image, expected for example "
-            f"{recording.images[0].name}.png"
-        )
-    return recording.subset(images)
-
-
 def _intrinsics(text: str) -> tuple[str, CameraModel | None]:
     """Return (which images share a camera, known intrinsics)."""
     choices: Mapping[str, str] = {
@@ -247,6 +219,7 @@ def _progress(line: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make the model; the facts of `sfm.json` go to stdout."""
     from edgeloc_tools.datasets.registry import open_recording, select_frames
+    from edgeloc_tools.mapping.mask_options import masked_from_arguments
     from edgeloc_tools.mapping.sfm import read_summary, run_sfm
 
     options = options_from_arguments(args)
@@ -255,8 +228,7 @@ def run(args: argparse.Namespace) -> int:
         stride=args.stride,
         frames=args.frames,
     )
-    if args.masks is not None:
-        recording = with_masks(recording, args.masks)
+    recording = masked_from_arguments(args, recording)
     try:
         run_sfm(recording, args.output, options=options, progress=_progress)
     except KeyboardInterrupt:

@@ -186,7 +186,7 @@ def fingerprint(image: RecordedImage) -> str:
         # Addresses in a default repr differ in each process.
         re.sub(r" at 0x[0-9a-f]+", "", repr(source)),
         *(_file_state(path) for path in files if isinstance(path, Path)),
-        "" if image.mask_path is None else _file_state(image.mask_path),
+        *map(str, image.mask_key()),
         image.camera_id,
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

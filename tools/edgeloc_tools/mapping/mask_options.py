@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from edgeloc_tools.datasets.recording import Recording
@@ -57,7 +58,10 @@ def masked_from_arguments(args: argparse.Namespace, recording: Recording) -> Rec
         segmenter = open_segmenter(
             args.segmenter,
             ignore=None if names is None else class_names(names),
-            options=BackendOptions(backend="ort-cpu", threads=args.threads),
+            options=BackendOptions(
+                backend="ort-cpu",
+                threads=args.threads if args.threads > 0 else os.cpu_count() or 1,
+            ),
         )
     elif args.ignore_classes is not None:
         raise ConfigError("--ignore-classes is for --segmenter, which is missing")
