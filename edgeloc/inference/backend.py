@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeloc.errors import BackendUnavailableError, ConfigError, ModelError
-from edgeloc.inference.manifest import HEADS, Model
+from edgeloc.inference.manifest import Model
 from edgeloc.inference.trt import BACKENDS as TENSORRT
 from edgeloc.inference.variants import find_variant
 from edgeloc.types import Float32Array
@@ -221,8 +221,8 @@ def open_backend(model: Model, options: BackendOptions) -> Backend:
     model : Model
         From `load_model`.
     options : BackendOptions
-        Where to run it; for "auto" the choice and its reason are logged. Heads run on
-        the CPU whatever it says.
+        Where to run it; for "auto" the choice and its reason are logged. Heads that
+        take descriptors run on the CPU whatever it says.
 
     Raises
     ------
@@ -231,7 +231,7 @@ def open_backend(model: Model, options: BackendOptions) -> Backend:
     ModelError
         When the network and its manifest contradict each other, or it does not load.
     """
-    if model.manifest.role in HEADS:
+    if not model.manifest.takes_pictures:
         # A few products of matrices: sending them to a GPU takes longer.
         backend = _open(model, "ort-cpu", options)
     elif options.backend != "auto":

@@ -24,7 +24,8 @@ MAX_NETWORK_BYTES = 2 << 30
 """What a protobuf can hold."""
 ROLES = ("features", "retrieval", "scene_coords", "regress", "segmentation")
 HEADS = ("scene_coords", "regress")
-"""Roles of networks that take descriptors of an image, and not its pixels."""
+"""Roles of networks of one site: heads, which take descriptors of an image and not its
+pixels, or whole networks, which take the image; the decoder says which."""
 PRECISIONS = ("fp32", "fp16", "int8")
 FLAVOURS = ("any", "cpu", "tensorrt")
 DECODERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
@@ -41,6 +42,10 @@ DECODERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "class-ids": ("segmentation", ("classes",)),
         "points-of-descriptors": ("scene_coords", ("points", "log_sigma")),
         "pose-of-descriptors": ("regress", ("center", "rotation")),
+        "dense-points": ("scene_coords", ("points",)),
+        "dense-points-sigma": ("scene_coords", ("points", "log_sigma")),
+        "pose-quaternion": ("regress", ("center", "quaternion")),
+        "pose-log-quaternion": ("regress", ("center", "log_quaternion")),
     }
 )
 """Role of each decoder, and what the network must put out for it."""
@@ -54,6 +59,8 @@ _TOP_KEYS = (
 )
 _INPUT_KEYS = ("name", "channels", "scale", "mean", "std", "size_multiple", "size")
 _HEAD_KEYS = ("name", "family", "grid", "extent", "origin")
+_OF_DESCRIPTORS = ("points-of-descriptors", "pose-of-descriptors")
+"""Decoders of heads that do not take pictures."""
 _MAX_GRID = 64
 _MAX_COORDINATE = 1e8
 
@@ -89,12 +96,12 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadSpec:
-    """What goes into a head: a network of a site, behind its feature family.
+    """What goes into a network of one site.
 
     Parameters
     ----------
     family : str
-        Whose descriptors it takes.
+        Whose descriptors it takes; "" for a network that takes the picture itself.
     grid : (int, int)
         Columns and rows of the view over which descriptors are averaged (regress), see
         `edgeloc.features.view`; (0, 0) for scene_coords, which takes them one by one.
@@ -129,7 +136,7 @@ class ModelManifest:
     flavour : {"any", "cpu", "tensorrt"}
         Which runtime it was written for.
     input : InputSpec
-        Preprocessing; of a head only the name.
+        Preprocessing; of a head that takes descriptors only the name.
     decoder : str
         A key of `DECODERS`.
     outputs : mapping of str to str
@@ -141,7 +148,7 @@ class ModelManifest:
     license, source : str
         One line each.
     head : HeadSpec or None
-        What goes into a head; None where that is an image.
+        What a network of one site takes; None for others.
     classes : tuple of str
         Names of what a segmentation network tells apart, in the order of its numbers;
         `descriptor_dim` is how many. Empty for other roles.
@@ -162,6 +169,11 @@ class ModelManifest:
     source: str
     head: HeadSpec | None = None
     classes: tuple[str, ...] = ()
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether pixels go in, and not descriptors."""
+        return self.head is None or not self.head.family
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +228,7 @@ def encode_manifest(manifest: ModelManifest) -> bytes:
 
 def _input_document(manifest: ModelManifest) -> dict[str, object]:
     spec, head = manifest.input, manifest.head
-    if head is not None:
+    if head is not None and head.family:
         return {
             "name": spec.name,
             "family": head.family,
@@ -232,6 +244,7 @@ def _input_document(manifest: ModelManifest) -> dict[str, object]:
         "std": list(spec.std),
         "size_multiple": spec.size_multiple,
         "size": None if spec.size is None else list(spec.size),
+        **({} if head is None else {"origin": list(head.origin)}),
     }
 
 
@@ -265,10 +278,12 @@ def decode_manifest(raw: bytes) -> ModelManifest:
         raise ModelError(f"match_ratio {state}")
     classes = _decode_classes(fields, role)
     head = None
-    if role in HEADS:
+    if decoder in _OF_DESCRIPTORS:
         spec, head = _decode_head(fields["input"], role)
+    elif role in HEADS:
+        spec, head = _decode_input_of_site(fields["input"])
     else:
-        spec = _decode_input(fields["input"])
+        spec = _decode_input(fields["input"].members(_INPUT_KEYS))
     return ModelManifest(
         name=_name(fields["name"]),
         role=role,
@@ -311,8 +326,16 @@ def _name(field: Field) -> str:
     return field.text()
 
 
-def _decode_input(field: Field) -> InputSpec:
-    fields = field.members(_INPUT_KEYS)
+def _decode_input_of_site(field: Field) -> tuple[InputSpec, HeadSpec]:
+    fields = field.members((*_INPUT_KEYS, "origin"))
+    return _decode_input(fields), HeadSpec(family="", origin=_origin(fields))
+
+
+def _origin(fields: Mapping[str, Field]) -> tuple[float, float, float]:
+    return fields["origin"].vector(_MAX_COORDINATE)
+
+
+def _decode_input(fields: Mapping[str, Field]) -> InputSpec:
     channels = fields["channels"].integer(1, 3)
     if channels == 2:
         fields["channels"].fail("1 (grey) or 3 (RGB)")
@@ -344,14 +367,13 @@ def _decode_head(field: Field, role: str) -> tuple[InputSpec, HeadSpec]:
             "columns and rows" if role == "regress" else "[0, 0] for scene_coords"
         )
     width, height = (n.number(1e-3, 1e3) for n in fields["extent"].items(2))
-    x, y, z = (
-        n.number(-_MAX_COORDINATE, _MAX_COORDINATE) for n in fields["origin"].items(3)
-    )
+    if not fields["family"].text():
+        fields["family"].fail("the name of the features")
     head = HeadSpec(
         family=fields["family"].text(),
         grid=(columns, rows),
         extent=(width, height),
-        origin=(x, y, z),
+        origin=_origin(fields),
     )
     return InputSpec(name=fields["name"].text()), head
 

@@ -156,8 +156,8 @@ def open_network(
     ----------
     manifest_path : Path
         Its manifest.
-    role : {"features", "retrieval"}
-        What it has to be for.
+    role : str
+        What it has to be for, one of `edgeloc.inference.manifest.ROLES`.
     options : BackendOptions
         Where it runs.
 

@@ -18,9 +18,13 @@ import numpy as np
 
 from edgeloc.errors import ModelError
 from edgeloc.features.view import pooled_view
+from edgeloc.geometry.se3 import exp_so3, rotation_from_quat
 from edgeloc.inference.head import Head
+from edgeloc.inference.manifest import HeadSpec
+from edgeloc.inference.network import Network
 from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.types import (
+    ByteArray,
     Cause,
     Float32Array,
     FloatArray,
@@ -153,7 +157,61 @@ def regress_pose(
     R = rotation_from_six(rotation.reshape(6).astype(np.float64))
     if R is None:
         return replace(LOST, cause=Cause.AMBIGUOUS)
-    in_world = center.reshape(3).astype(np.float64) + np.array(head.spec.origin)
+    return _coarse(R, center, head.spec, calibration)
+
+
+def regress_picture(
+    network: Network, image: ByteArray, *, calibration: RegressCalibration
+) -> Candidate:
+    """Return the pose that a network sees in a picture.
+
+    Parameters
+    ----------
+    network : Network
+        Of the role "regress": the decoders "pose-quaternion", "pose-log-quaternion".
+    image : ndarray of shape (H, W) or (H, W, 3), uint8
+        The picture.
+    calibration : RegressCalibration
+        Of the network.
+
+    Returns
+    -------
+    Candidate
+        COARSE; LOST when the quaternion is 0.
+
+    Raises
+    ------
+    ModelError
+        When the network fails, or gives something else.
+    """
+    outputs, _ = network.run(image)
+    [turn] = set(outputs) - {"center"}
+    center, rotation = outputs["center"], outputs[turn]
+    count = 4 if turn == "quaternion" else 3
+    if center.size != 3 or rotation.size != count:
+        raise ModelError(
+            f"{network.model.manifest_path}: gives center {center.shape} and {turn} "
+            f"{rotation.shape}, expected 3 and {count} numbers"
+        )
+    numbers = rotation.ravel().astype(np.float64)
+    if turn == "log_quaternion":
+        R = exp_so3(2.0 * numbers)  # the angle of a quaternion is half the rotation's
+    elif not np.any(numbers):
+        return replace(LOST, cause=Cause.AMBIGUOUS)
+    else:
+        R = rotation_from_quat(numbers)
+    spec = network.manifest.head
+    assert spec is not None  # manifests of this role have one
+    return _coarse(R, center, spec, calibration)
+
+
+def _coarse(
+    R: FloatArray,
+    center: Float32Array,
+    spec: HeadSpec,
+    calibration: RegressCalibration,
+) -> Candidate:
+    in_world = center.reshape(3).astype(np.float64) + np.array(spec.origin)
     return Candidate(
         status=PoseStatus.COARSE,
         rung=Rung.REGRESS,

@@ -1,6 +1,8 @@
 """SCENE_COORDS: a head of the site says where each keypoint lies in the world; PnP.
 
-No keyframe is looked up and no landmark matched: the head is the map [1]_ [2]_.
+No keyframe is looked up and no landmark matched: the head is the map [1]_ [2]_. In its
+place a site may carry a network that places the cells of a whole picture, as published
+ones do [2]_.
 
 References
 ----------
@@ -17,8 +19,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from edgeloc.errors import ModelError
+from edgeloc.features.mask import inside_image
 from edgeloc.geometry.pnp import PnpOptions
 from edgeloc.inference.head import Head
+from edgeloc.inference.network import Network
 from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.structure import (
     FixCalibration,
@@ -26,7 +30,10 @@ from edgeloc.localize.structure import (
     localize_by_matches,
 )
 from edgeloc.types import (
+    ByteArray,
+    CameraModel,
     Cause,
+    Features,
     Float32Array,
     FloatArray,
     Matches2D3D,
@@ -36,7 +43,11 @@ from edgeloc.types import (
 CALIBRATION = "scene_coords_calibration"
 """Of the arrays in a site's index: scale and decorrelation."""
 
+DENSE_SIGMA_PX = 1.0
+"""Of where in its cell a network sees what it places; a calibration scales it."""
+
 _MAX_LOG_SIGMA = 20.0
+_MAX_POINTS = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +65,7 @@ class SceneCoordsOptions:
         would do for matched descriptors proves nothing here.
     """
 
-    max_points: int = 600
+    max_points: int = _MAX_POINTS
     pnp: PnpOptions = field(default_factory=lambda: PnpOptions(max_error_px=8.0))
     integrity: IntegrityOptions = field(
         default_factory=lambda: IntegrityOptions(min_inliers=25, min_inlier_ratio=0.1)
@@ -117,8 +128,90 @@ def scene_points(head: Head, rows: Float32Array) -> ScenePoints:
         )
     return ScenePoints(
         points3D=points.astype(np.float64) + np.array(head.spec.origin),
-        sigmas=np.exp(np.clip(log_sigma[:, 0], -_MAX_LOG_SIGMA, _MAX_LOG_SIGMA)),
+        sigmas=_sigmas(log_sigma[:, 0]),
     )
+
+
+def dense_scene_points(
+    network: Network,
+    image: ByteArray,
+    camera: CameraModel,
+    *,
+    mask: ByteArray | None = None,
+    max_points: int = _MAX_POINTS,
+) -> tuple[Query, ScenePoints]:
+    """Return the centres of a picture's cells, and where a network places them.
+
+    Parameters
+    ----------
+    network : Network
+        Of the role "scene_coords": the decoders "dense-points", "dense-points-sigma".
+    image : ndarray of shape (H, W) or (H, W, 3), uint8
+        Of the size of the camera model.
+    camera : CameraModel
+        Intrinsics.
+    mask : ndarray of shape (H, W), uint8, optional
+        Cells where it is 0 are left out.
+    max_points : int
+        Cells used, evenly chosen where the network does not say how certain it is.
+
+    Returns
+    -------
+    (Query, ScenePoints)
+        With the cells as features without descriptors.
+
+    Raises
+    ------
+    ModelError
+        When the network fails, or gives something else.
+    """
+    outputs, prepared = network.run(image)
+    points = outputs["points"]
+    log_sigma = outputs.get("log_sigma")
+    if points.ndim != 4 or points.shape[:2] != (1, 3):
+        raise ModelError(
+            f"{network.model.manifest_path}: gives points {points.shape}, expected "
+            "(1, 3, rows, columns)"
+        )
+    cells = (1, 1, *points.shape[2:])
+    if log_sigma is not None and log_sigma.shape != cells:
+        raise ModelError(
+            f"{network.model.manifest_path}: gives log_sigma {log_sigma.shape}, "
+            f"expected {cells}"
+        )
+    cell_px = np.array(prepared.tensor.shape[:1:-1]) / points.shape[:1:-1]  # x, y
+    x, y = np.meshgrid(*(np.arange(n) + 0.5 for n in points.shape[:1:-1]))
+    in_tensor = np.stack([x.ravel(), y.ravel()], axis=1) * cell_px
+    pixels = in_tensor * prepared.image_from_tensor
+    idx = np.flatnonzero(inside_image(pixels, camera, mask=mask))
+    if log_sigma is None and len(idx) > max_points:
+        idx = idx[np.linspace(0, len(idx) - 1, max_points).astype(np.int64)]
+    num = len(idx)
+    spec = network.manifest.head
+    assert spec is not None  # manifests of this role have one
+    features = Features(
+        keypoints=pixels[idx].astype(np.float32),
+        scores=np.ones(num, np.float32),
+        sigmas=np.full(num, DENSE_SIGMA_PX, np.float32),
+        descriptors=np.zeros((num, 0), np.uint8),
+    )
+    query = Query(
+        camera=camera,
+        features=features,
+        descriptors=np.zeros((num, 0), np.float32),
+        global_descriptor=np.zeros(0, np.float32),
+    )
+    in_world = points[0].reshape(3, -1).T[idx].astype(np.float64)
+    return query, ScenePoints(
+        points3D=in_world + np.array(spec.origin),
+        sigmas=np.zeros(num, np.float32)
+        if log_sigma is None
+        else _sigmas(log_sigma.ravel()[idx]),
+    )
+
+
+def _sigmas(log_sigma: Float32Array) -> Float32Array:
+    return np.exp(np.clip(log_sigma, -_MAX_LOG_SIGMA, _MAX_LOG_SIGMA))
 
 
 def pose_from_scene_points(

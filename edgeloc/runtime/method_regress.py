@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from edgeloc.errors import MapError
+from edgeloc.inference.network import Network
 from edgeloc.localize.candidate import Candidate
-from edgeloc.localize.regress import RegressCalibration, regress_pose
+from edgeloc.localize.regress import RegressCalibration, regress_picture, regress_pose
 from edgeloc.runtime.frame_work import FrameWork
 from edgeloc.runtime.site_models import open_site_head
 from edgeloc.runtime.site_parts import SiteParts
@@ -40,6 +41,12 @@ class RegressMethod:
 
     def answer(self, work: FrameWork) -> Candidate:
         """See `edgeloc.runtime.methods.Method`."""
+        head = self._head
+        if isinstance(head, Network):
+            with self._parts.timer.stage("regress"):
+                return regress_picture(
+                    head, work.frame.image, calibration=self._calibration
+                )
         query = work.query()
         with self._parts.timer.stage("regress"):
-            return regress_pose(query, self._head, calibration=self._calibration)
+            return regress_pose(query, head, calibration=self._calibration)

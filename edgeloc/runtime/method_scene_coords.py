@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgeloc.errors import MapError
-from edgeloc.localize.candidate import LOST, Candidate
+from edgeloc.inference.network import Network
+from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.scene_coords import (
     SceneCoordsOptions,
+    ScenePoints,
     calibration_of,
+    dense_scene_points,
     pose_from_scene_points,
     scene_points,
 )
@@ -19,7 +22,7 @@ from edgeloc.types import Cause
 
 
 class SceneCoordsMethod:
-    """The pose from where a network of the site places keypoints.
+    """The pose from where a network of the site places keypoints, or cells of pictures.
 
     Parameters
     ----------
@@ -50,13 +53,25 @@ class SceneCoordsMethod:
 
     def answer(self, work: FrameWork) -> Candidate:
         """See `edgeloc.runtime.methods.Method`."""
-        query, options = work.query(), self._options
+        head, options = self._head, self._options
+        if isinstance(head, Network):
+            mask = work.mask()
+            with self._parts.timer.stage("scene_coords"):
+                query, scene = dense_scene_points(
+                    head,
+                    work.frame.image,
+                    self._parts.camera,
+                    mask=mask,
+                    max_points=options.max_points,
+                )
+                return self._pose(query, scene)
+        query = work.query()
         if len(query.features) < options.integrity.min_inliers:
             return replace(LOST, cause=Cause.FEW_FEATURES)
         with self._parts.timer.stage("scene_coords"):
-            return pose_from_scene_points(
-                query,
-                scene_points(self._head, query.descriptors),
-                calibration=self._calibration,
-                options=options,
-            )
+            return self._pose(query, scene_points(head, query.descriptors))
+
+    def _pose(self, query: Query, scene: ScenePoints) -> Candidate:
+        return pose_from_scene_points(
+            query, scene, calibration=self._calibration, options=self._options
+        )

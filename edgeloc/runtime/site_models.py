@@ -17,6 +17,8 @@ from edgeloc.features.registry import open_family, open_retrieval
 from edgeloc.features.retrieve import Retrieval, VladModel
 from edgeloc.inference.backend import BackendOptions
 from edgeloc.inference.head import Head, open_head
+from edgeloc.inference.manifest import load_manifest
+from edgeloc.inference.network import Network, open_network
 from edgeloc.localize.comparison import DecodeLandmarks
 from edgeloc.tiles.reader import Site
 
@@ -107,8 +109,8 @@ def open_site_retrieval(
 
 def open_site_head(
     site: Site, role: str, *, options: BackendOptions | None = None
-) -> Head:
-    """Return a head that a site carries.
+) -> Head | Network:
+    """Return a network of its own that a site carries.
 
     Parameters
     ----------
@@ -118,6 +120,11 @@ def open_site_head(
         Which.
     options : BackendOptions
         Where it runs.
+
+    Returns
+    -------
+    Head or Network
+        What takes descriptors, or pictures.
 
     Raises
     ------
@@ -131,7 +138,10 @@ def open_site_head(
     if role not in site.manifest.models:
         command = f"edgeloc-build train {role.replace('_', '-')} --site {site.path}"
         raise MapError(f"{site.path}: has no {role} network; make one with {command}")
-    head = open_head(site.model_manifest(role), role=role, options=options)
+    path = site.model_manifest(role)
+    if load_manifest(path).takes_pictures:
+        return open_network(path, role=role, options=options)
+    head = open_head(path, role=role, options=options)
     if head.spec.family != site.manifest.family.name:
         raise MapModelMismatchError(
             f"{site.path}: its {role} network is for the features "

@@ -37,7 +37,7 @@ def names(rows) -> list[str]:
 def test_every_field_is_there():
     top, inner, head, _ = tables()
     assert names(top) == sorted((*module._TOP_KEYS, "match_ratio", "classes"))
-    assert names(inner) == sorted(module._INPUT_KEYS)
+    assert names(inner) == sorted((*module._INPUT_KEYS, "origin"))
     assert names(head) == sorted(module._HEAD_KEYS)
 
 

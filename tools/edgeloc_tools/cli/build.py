@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from edgeloc.cli.common import OneLineParser, run_command, silence_opencv
 from edgeloc_tools.cli import (
+    attach_command,
     codebook_command,
     engine_command,
     map_command,
@@ -44,6 +45,7 @@ def make_parser() -> OneLineParser:
         ("map", "a posed recording to a site", map_command),
         ("sfm", "poses from plain photos or a video", sfm_command),
         ("train", "a feature or retrieval network, or a head of a site", train_command),
+        ("attach", "a network of your own, for a site", attach_command),
         ("quantize", "FP16 and INT8 variants of a network, gated", quantize_command),
         ("engine", "TensorRT engines of a site's networks", engine_command),
         ("codebook", "what quantized descriptors stand for", codebook_command),

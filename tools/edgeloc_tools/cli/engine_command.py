@@ -180,8 +180,9 @@ def _models(args: argparse.Namespace) -> tuple[list[Model], tuple[int, int]]:
     from edgeloc.tiles.reader import open_site
 
     site = open_site(args.map)
-    roles = [role for role in ("features", "retrieval") if role in site.manifest.models]
-    if not roles:
+    every = [load_model(site.model_manifest(role)) for role in site.manifest.models]
+    models = [model for model in every if model.manifest.takes_pictures]
+    if not models:
         raise ConfigError(
             f"{args.map}: needs no engine, its features "
             f"({site.manifest.family.name}) run in OpenCV on the CPU"
@@ -193,7 +194,6 @@ def _models(args: argparse.Namespace) -> tuple[list[Model], tuple[int, int]]:
         scale = min(1.0, max_side_px / longest) if max_side_px else 1.0
         for axis, side in enumerate((camera.width, camera.height)):
             largest[axis] = max(largest[axis], round(scale * side))
-    models = [load_model(site.model_manifest(role)) for role in roles]
     return models, (largest[0], largest[1])
 
 

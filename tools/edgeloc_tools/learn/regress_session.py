@@ -18,7 +18,7 @@ from edgeloc.geometry.se3 import rotation_angle_rad
 from edgeloc.inference.backend import BackendOptions
 from edgeloc.inference.head import Head, open_head
 from edgeloc.inference.manifest import HeadSpec, InputSpec, ModelManifest
-from edgeloc.localize.regress import RegressCalibration, rotation_from_six
+from edgeloc.localize.regress import rotation_from_six
 from edgeloc.runtime.site_models import open_site_family
 from edgeloc.tiles.add_models import add_models
 from edgeloc.tiles.reader import Site, open_site
@@ -39,12 +39,12 @@ from edgeloc_tools.learn.train_regress import (
     train_regress,
 )
 from edgeloc_tools.mapping.depth import depth_in_camera
+from edgeloc_tools.mapping.fix_calibration import calibrate_regress
 from edgeloc_tools.mapping.work import Arrays, WorkFolder
 from edgeloc_tools.progress import Progress, silent
 
 ROLE, NAME = "regress", "regress"
 
-_CHI2_3_Q90 = 6.251
 _NUM_RUNS = 6
 _MAX_WORSE = 1.1
 
@@ -317,21 +317,6 @@ def pose_errors(
         assert b is not None
         angles.append(np.pi if a is None else float(rotation_angle_rad(a @ b.T)))
     return np.stack([position, np.array(angles)], axis=1)
-
-
-def calibrate_regress(errors: FloatArray) -> RegressCalibration:
-    """Return the standard deviations that hold 90 % of some errors.
-
-    Parameters
-    ----------
-    errors : ndarray of shape (n, 2), float64
-        M and rad.
-    """
-    position, turn = np.quantile(errors, 0.9, axis=0) / np.sqrt(_CHI2_3_Q90)
-    return RegressCalibration(
-        position_sigma=max(float(position), 1e-6),
-        rotation_sigma_rad=max(float(turn), 1e-3),
-    )
 
 
 def _write(

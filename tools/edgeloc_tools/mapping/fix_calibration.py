@@ -1,4 +1,4 @@
-"""How honest the covariances of fixes are, learned on frames held out of the map."""
+"""How honest covariances of poses are, learned on frames held out of the map."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgeloc.localize.regress import RegressCalibration
 from edgeloc.localize.structure import FixCalibration
 from edgeloc.types import FloatArray, IntArray
 
@@ -15,6 +16,7 @@ covariance covers that, and a site cannot hold any number."""
 
 _CHI2_6_MEDIAN = 5.348
 _CHI2_6_Q90 = 10.645
+_CHI2_3_Q90 = 6.251
 _FEW = 5
 _FEW_SCALE = 4.0
 _NUM_RUNS = 6
@@ -95,6 +97,21 @@ def fit_fix_calibration(
             best = FixCalibration(scale=scale, decorrelation=decorrelation)
             best_cost = cost
     return best
+
+
+def calibrate_regress(errors: FloatArray) -> RegressCalibration:
+    """Return the standard deviations that hold 90 % of some errors.
+
+    Parameters
+    ----------
+    errors : ndarray of shape (n, 2), float64
+        M and rad.
+    """
+    position, turn = np.quantile(errors, 0.9, axis=0) / np.sqrt(_CHI2_3_Q90)
+    return RegressCalibration(
+        position_sigma=max(float(position), 1e-6),
+        rotation_sigma_rad=max(float(turn), 1e-3),
+    )
 
 
 def _nees(xi: FloatArray, covariances: FloatArray) -> FloatArray:
