@@ -39,7 +39,7 @@ class PoseStatus(str, enum.Enum):
     LOCALIZED = "LOCALIZED"
     """This frame, against the geometry of the map."""
     COARSE = "COARSE"
-    """Retrieval or regression only."""
+    """Retrieval or regression only, or a fix through a lens that does not fit."""
     PREDICTED = "PREDICTED"
     """Motion only."""
     LOST = "LOST"
@@ -73,6 +73,7 @@ class Cause(str, enum.Enum):
     TILE_CORRUPT = "TILE_CORRUPT"
     BACKEND_ERROR = "BACKEND_ERROR"
     CAMERA_STALL = "CAMERA_STALL"
+    WRONG_INTRINSICS = "WRONG_INTRINSICS"
 
 
 CAMERA_MODEL_NUM_PARAMS: Mapping[str, int] = MappingProxyType(

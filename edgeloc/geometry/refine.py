@@ -1,4 +1,7 @@
-"""Robust Levenberg-Marquardt refinement of a camera pose, with its covariance."""
+"""Robust Levenberg-Marquardt refinement of a camera pose, with its covariance.
+
+One factor of the focal lengths can be found along with it.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,14 @@ class RefineOptions:
         Most evaluations of the derivatives.
     tolerance : float
         Stop after a step shorter than this many standard deviations of the pose.
+    free_focal : bool
+        Find one factor of both focal lengths, too.
     """
 
     loss_scale: float = 2.0
     max_iterations: int = 15
     tolerance: float = 1e-2
+    free_focal: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.loss_scale) and self.loss_scale >= 1):
@@ -58,7 +64,8 @@ class RefinedPose:
         The pose.
     covariance : ndarray of shape (6, 6), float64
         Of the left perturbation (rotation rad, translation m), see `edgeloc.types`.
-        A direction that the points do not determine has a huge variance.
+        A direction that the points do not determine has a huge variance. It holds what
+        is not known of the focal lengths where these are free.
     reproj_rmse_px : float
         Of all points, weighted by `weights`; 0 when no point can be seen.
     num_iterations : int
@@ -66,6 +73,12 @@ class RefinedPose:
     weights : ndarray of shape (M,), float64
         How much each point is believed, in [0, 1]; 0 for a point that is not finite or
         cannot be seen.
+    log_focal : float
+        Natural logarithm of what the camera's focal lengths are to be multiplied with;
+        0 where they are not free.
+    log_focal_sigma : float
+        Its standard deviation, huge where the points do not determine it: on a plane
+        that is looked at squarely, coming nearer is the same as a longer lens.
     """
 
     cam_from_world: Rigid3
@@ -73,6 +86,8 @@ class RefinedPose:
     reproj_rmse_px: float
     num_iterations: int
     weights: FloatArray
+    log_focal: float = 0.0
+    log_focal_sigma: float = 0.0
 
 
 def pose_jacobian(
@@ -126,6 +141,7 @@ class _Problem:
     points3D: FloatArray
     pixel_variances: FloatArray  # (M,) px^2
     point_variances: FloatArray | None
+    free_focal: bool
 
 
 def _make_problem(
@@ -135,6 +151,7 @@ def _make_problem(
     point_sigmas: FloatArray | None,
     pixel_sigmas: FloatArray | None,
     camera: CameraModel,
+    free_focal: bool,
 ) -> tuple[_Problem, BoolArray]:
     """Return the problem and which points are part of it."""
     num_points = len(points2D)
@@ -167,30 +184,42 @@ def _make_problem(
         points3D=points3D,
         pixel_variances=np.square(pixel_sigmas),
         point_variances=None if point_sigmas is None else np.square(point_sigmas),
+        free_focal=free_focal,
     )
     return problem, usable
 
 
 @dataclass(frozen=True, slots=True)
 class _Linearised:
-    """Residuals and derivatives at one pose."""
+    """Residuals and derivatives at one pose and factor of the focal lengths."""
 
     R: FloatArray
     t: FloatArray
+    log_focal: float
     residuals: FloatArray  # (M, 2) px, 0 where unseen
-    jac: FloatArray  # (M, 2, 6), 0 where unseen
+    jac: FloatArray  # (M, 2, 6 or 7), 0 where unseen
     seen: BoolArray
     variances: FloatArray  # (M,) px^2
     squares: FloatArray  # (M,) squared normalized residuals, inf where unseen
 
 
-def _linearise(problem: _Problem, R: FloatArray, t: FloatArray) -> _Linearised:
+def _linearise(
+    problem: _Problem, R: FloatArray, t: FloatArray, log_focal: float = 0.0
+) -> _Linearised:
     points_in_cam = problem.points3D @ R.T + t
     pixels, jac_point, seen = project_with_jacobian(problem.camera, points_in_cam)
+    off_center = None
+    if problem.free_focal:
+        # Focal lengths multiply last in every camera model.
+        factor, center = math.exp(log_focal), problem.camera.principal_point_px
+        off_center = factor * (pixels - center)
+        pixels, jac_point = center + off_center, factor * jac_point
     residuals = pixels - problem.points2D
     if not seen.all():
         residuals[~seen] = 0.0
         jac_point[~seen] = 0.0
+        if off_center is not None:
+            off_center[~seen] = 0.0
     if problem.point_variances is None:
         variances = problem.pixel_variances
     else:
@@ -199,11 +228,15 @@ def _linearise(problem: _Problem, R: FloatArray, t: FloatArray) -> _Linearised:
         variances = problem.pixel_variances + spread * problem.point_variances
     squares = np.einsum("ni,ni->n", residuals, residuals) / variances
     squares[~seen] = np.inf
+    jac = _chain_to_pose(jac_point, points_in_cam)
+    if off_center is not None:
+        jac = np.concatenate([jac, off_center[:, :, None]], axis=2)
     return _Linearised(
         R=R,
         t=t,
+        log_focal=log_focal,
         residuals=residuals,
-        jac=_chain_to_pose(jac_point, points_in_cam),
+        jac=jac,
         seen=seen,
         variances=variances,
         squares=squares,
@@ -242,8 +275,8 @@ def _gaussian_factors(width: float) -> tuple[float, float]:
 
 
 def _information(at: _Linearised, weights: FloatArray) -> FloatArray:
-    """Return J^T W J (6, 6), W = weight / variance."""
-    flat = at.jac.reshape(-1, 6)
+    """Return J^T W J, (6, 6) or (7, 7), W = weight / variance."""
+    flat = at.jac.reshape(-1, at.jac.shape[2])
     per_row = np.repeat(weights / at.variances, 2)
     return np.asarray(flat.T @ (flat * per_row[:, None]))
 
@@ -251,7 +284,7 @@ def _information(at: _Linearised, weights: FloatArray) -> FloatArray:
 def _step(
     at: _Linearised, width: float, *, damping: float, is_close: bool
 ) -> tuple[FloatArray, float]:
-    """Return the damped step (6,) to the minimum of the loss, and its length in sigmas.
+    """Return the damped step to the minimum of the loss, and its length in sigmas.
 
     Far from it the weights stand in for the curvature of the loss, which they bound
     from above. Close to it, where residuals are noise, the curvature averaged over
@@ -265,7 +298,7 @@ def _step(
         curvature = weights * np.maximum((width - finite) / (width + finite), 0.1)
     information = _information(at, curvature)
     weighted = (at.residuals * (weights / at.variances)[:, None]).reshape(-1)
-    gradient = weighted @ at.jac.reshape(-1, 6)
+    gradient = weighted @ at.jac.reshape(len(weighted), -1)
     diagonal = damping * np.diag(information) + _MIN_INFORMATION
     step = np.asarray(-np.linalg.solve(information + np.diag(diagonal), gradient))
     return step, math.sqrt(max(0.0, -float(gradient @ step)))
@@ -366,6 +399,7 @@ def refine_pose(
         point_sigmas=_float64_or_none(point_sigmas),
         pixel_sigmas=_float64_or_none(pixel_sigmas),
         camera=camera,
+        free_focal=options.free_focal,
     )
     width = 4.0 * options.loss_scale**2
     start = _linearise(problem, cam_from_world.R, cam_from_world.t)
@@ -378,12 +412,15 @@ def refine_pose(
     total = float(used.sum())
     weights = np.zeros(len(usable))
     weights[usable] = used
+    covariance = factor * invert_information(_information(at, used))
     return RefinedPose(
         cam_from_world=Rigid3(R=_nearest_rotation(at.R), t=at.t),
-        covariance=factor * invert_information(_information(at, used)),
+        covariance=covariance[:6, :6],
         reproj_rmse_px=math.sqrt(float(used @ squared_px) / total) if total else 0.0,
         num_iterations=num_iterations,
         weights=weights,
+        log_focal=at.log_focal,
+        log_focal_sigma=math.sqrt(covariance[6, 6]) if options.free_focal else 0.0,
     )
 
 
@@ -414,7 +451,12 @@ def _minimise(
             break
         # Any retraction that agrees with Exp to first order has the same optimum.
         rotation = exp_so3(step[:3])
-        tried = _linearise(problem, rotation @ at.R, rotation @ at.t + step[3:])
+        tried = _linearise(
+            problem,
+            rotation @ at.R,
+            rotation @ at.t + step[3:6],
+            at.log_focal + (float(step[6]) if problem.free_focal else 0.0),
+        )
         num_iterations += 1
         if _is_better(tried, at, width_now):
             at, length_sigmas = tried, tried_sigmas

@@ -20,6 +20,7 @@ from edgeloc.runtime.aids import Aids
 from edgeloc.runtime.answer import best_answer
 from edgeloc.runtime.believing import Believing
 from edgeloc.runtime.estimator_options import METHOD_STEPS, EstimatorOptions
+from edgeloc.runtime.focal_watch import FocalWatch
 from edgeloc.runtime.following import Following, Prediction, lost_like
 from edgeloc.runtime.frame_work import FrameWork
 from edgeloc.runtime.ladder import Attempt, LadderState, Need
@@ -128,6 +129,7 @@ class Estimator:
         self._believing = Believing(
             strong_inliers=options.follow.strong_inliers, clock=self._clock
         )
+        self._focal_watch = FocalWatch(camera, cold=options.cold)
         self._looking = Looking(parts, self._following, self._clock)
         self._parts = parts
         self._late_setting = _LATE_SETTING
@@ -158,6 +160,7 @@ class Estimator:
             self._relocalize_a_keyframe(noise)
             self._timer.end_frame()
         self._following.reset()
+        self._focal_watch.reset()
         self._looking.forget()
         if self._parts.masks is not None:
             self._parts.masks.forget()
@@ -266,6 +269,7 @@ class Estimator:
         self._tiles.start_frame()
         work = FrameWork(self._parts, frame, budget, offer)
         self._looking.note_time(frame.timestamp_ns)
+        self._sense(work)
         try:
             self._climb(work)
         except ModelError as exc:
@@ -348,7 +352,6 @@ class Estimator:
 
     def _have(self, work: FrameWork) -> frozenset[Need]:
         have = set(self._data)
-        self._sense(work)
         if not self._options.cold:
             timestamp_ns = work.frame.timestamp_ns
             prediction = self._following.predict(timestamp_ns)
@@ -392,6 +395,8 @@ class Estimator:
         if attempt.step.status is not PoseStatus.LOCALIZED:
             return fix
         self._looking.forget()
+        with self._timer.stage(attempt.step.stages[-1], setting=attempt.setting):
+            fix = self._judged(fix, work)
         if fix.status is not PoseStatus.LOCALIZED:
             return fix
         if not self._believing.allows(work.measured, fix):
@@ -402,12 +407,25 @@ class Estimator:
             )
         return fix
 
+    def _judged(self, fix: Candidate, work: FrameWork) -> Candidate:
+        """Return a fix, or what is left of it when the focal length is wrong."""
+        if fix.status is not PoseStatus.LOCALIZED:
+            return fix
+        fix = self._focal_watch.judge(fix, work.frame.timestamp_ns)
+        if fix.status is not PoseStatus.LOCALIZED:
+            # The motion came from fixes through the same lens.
+            self._following.forget()
+            work.prediction = None
+            work.candidates.pop("PREDICT", None)
+        return fix
+
     def _track(self, work: FrameWork) -> Candidate:
         assert work.prediction is not None
         following, frame = self._following, work.frame
         grey = work.grey()
         with self._timer.stage("track"):
             candidate = following.track(grey, frame.timestamp_ns, work.prediction)
+            candidate = self._judged(candidate, work)
         work.done.update(("preprocess", "track"))
         if candidate.status is not PoseStatus.LOCALIZED:
             self._looking.forget()
@@ -435,7 +453,9 @@ class Estimator:
             fix = self._following.guided(
                 query, grey, work.frame.timestamp_ns, prediction=prediction
             )
-        self._believing.learn(work.measured, fix)
+            fix = self._judged(fix, work)
+        if fix.status is PoseStatus.LOCALIZED:
+            self._believing.learn(work.measured, fix)
         return fix
 
     def _best(self, work: FrameWork) -> Candidate:
@@ -478,7 +498,8 @@ def _looked_in_vain(attempt: Attempt, candidate: Candidate) -> bool:
 
 
 def _predicted(prediction: Prediction | None) -> Candidate:
-    assert prediction is not None
+    if prediction is None:
+        return LOST
     return Candidate(
         status=PoseStatus.PREDICTED,
         rung=Rung.PREDICT,

@@ -188,6 +188,11 @@ class Following:
         self._waiting = np.ones(_NUM_BANDS)
         self._harvest = np.full(_NUM_BANDS, 4.0)
 
+    def forget(self) -> None:
+        """Forget what was found, but not the smooth frame, which never jumps."""
+        self._motion.reset()
+        self._tracks = self._tracks_pose = None
+
     @property
     def motion_state(self) -> MotionState | None:
         """What later frames are predicted from."""
