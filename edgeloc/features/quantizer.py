@@ -8,11 +8,35 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from edgeloc.types import ByteArray, Float32Array
+from edgeloc.types import ByteArray, Float32Array, IntArray
 
 NUM_WORDS = 256
 """Words of each part: one byte of a code."""
 _ENCODE_ROWS = 4096
+_NEAREST_ROWS = 8192
+
+
+def nearest_words(
+    vectors: Float32Array, words: Float32Array, half_squares: Float32Array | float
+) -> IntArray:
+    """Return the index of each vector's nearest word, (N,) int64.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (N, D), float32
+        Any number: the products with words are made of some at a time.
+    words : ndarray of shape (W, D), float32
+        What they are compared with.
+    half_squares : ndarray of shape (W,), float32, or float
+        Half of the words' squared lengths; one number for words of the same length,
+        where the nearest is the most similar.
+    """
+    # |x - w|^2 is smallest where x.w - |w|^2 / 2 is largest.
+    out = np.empty(len(vectors), np.int64)
+    for start in range(0, len(vectors), _NEAREST_ROWS):
+        rows = slice(start, start + _NEAREST_ROWS)
+        out[rows] = np.argmax(vectors[rows] @ words.T - half_squares, axis=1)
+    return out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,15 +130,13 @@ class ProductQuantizer:
         ndarray of shape (N, M), uint8
         """
         codes = np.empty((len(vectors), self.num_parts), np.uint8)
-        # |x - w|^2 is smallest where x.w - |w|^2 / 2 is largest.
         half = 0.5 * np.sum(self.words**2, axis=2)
         for start in range(0, len(vectors), _ENCODE_ROWS):
             rows = slice(start, start + _ENCODE_ROWS)
             rotated = np.asarray(vectors[rows] @ self.rotation)
             parts = rotated.reshape(len(rotated), self.num_parts, -1)
             for m in range(self.num_parts):
-                affinity = parts[:, m] @ self.words[m].T - half[m]
-                codes[rows, m] = np.argmax(affinity, axis=1)
+                codes[rows, m] = nearest_words(parts[:, m], self.words[m], half[m])
         return codes
 
     def decode(self, codes: npt.NDArray[np.generic]) -> Float32Array:

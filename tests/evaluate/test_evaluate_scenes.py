@@ -95,7 +95,7 @@ def test_errors_of_the_command_are_one_line(tmp_path, capsys):
     arguments = ["--data", str(tmp_path / "none"), "--out", str(tmp_path)]
     assert scenes.main(arguments) == 2
     err = capsys.readouterr().err
-    assert err == f"error: --data {tmp_path / 'none'}: is not a folder\n"
+    assert err == f"scenes: error: --data {tmp_path / 'none'}: is not a folder\n"
 
 
 def test_tables_on_stdout(row, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from edgeloc.errors import ConfigError, EdgelocError
 from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.tiles.reader import open_site
 from edgeloc_tools.evaluate import text
@@ -30,6 +29,7 @@ from edgeloc_tools.evaluate.scenes import (
     open_queries,
     open_source,
 )
+from edgeloc_tools.evaluate.script import run_script, script_parser
 from edgeloc_tools.files import write_atomically
 from edgeloc_tools.mapping.build import BuildResult, build_from_survey
 from edgeloc_tools.mapping.held_out import HeldOutRun
@@ -294,12 +294,7 @@ def cells(row: BudgetRow) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeloc_tools.evaluate.budgets",
-        description="Measure accuracy against the size of the map.",
-    )
-    parser.add_argument("--data", type=Path, required=True, help="recordings folder")
-    parser.add_argument("--out", type=Path, required=True, help="where results go")
+    parser = script_parser("budgets", "Measure accuracy against the size of the map.")
     parser.add_argument(
         "--scenes",
         default=",".join(s.name for s in SCENES if s.name != "redkitchen-triangulated"),
@@ -313,11 +308,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Build, measure and print; `EdgelocError` when something is wrong."""
-    args = _parser().parse_args(argv)
-    if not args.data.is_dir():
-        raise ConfigError(f"--data {args.data}: is not a folder")
     rankings = [name.strip() for name in args.rankings.split(",")]
     table = []
     for scene in chosen_scenes(args.scenes):
@@ -332,12 +324,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit code."""
-    try:
-        run(argv)
-    except EdgelocError as exc:
-        sys.stderr.write(f"error: {exc}\n")
-        return exc.exit_code
-    return 0
+    return run_script(_parser(), run, argv)
 
 
 if __name__ == "__main__":

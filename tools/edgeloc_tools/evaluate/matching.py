@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from edgeloc.cli.common import EXIT_OK, run_command, silence_opencv
 from edgeloc.features.family import FeatureFamily
 from edgeloc_tools.evaluate.machine import machine_facts
 from edgeloc_tools.evaluate.match_scores import (
@@ -39,6 +38,7 @@ from edgeloc_tools.evaluate.match_tables import draw_curves, tables
 from edgeloc_tools.evaluate.measured import cached, fingerprint, open_families
 from edgeloc_tools.evaluate.plots import render
 from edgeloc_tools.evaluate.result import json_value
+from edgeloc_tools.evaluate.script import run_script, script_parser
 from edgeloc_tools.files import write_atomically
 from edgeloc_tools.progress import StderrProgress
 
@@ -74,22 +74,14 @@ def ready_scores(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; they, the record and the plot go to ``--out``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeloc_tools.evaluate.matching",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, required=True, help="recordings folder")
-    parser.add_argument("--out", type=Path, required=True, help="where results go")
+    parser = script_parser("matching", __doc__)
     parser.add_argument(
         "--families",
         help="names or paths to manifests, by comma (default: all that there are)",
     )
     parser.add_argument("--photos", type=int, help="so many photos only")
-    args = parser.parse_args(argv)
 
-    def body() -> int:
-        silence_opencv()
+    def body(args: argparse.Namespace) -> None:
         scores = [
             ready_scores(family, data=args.data, out=args.out, num_photos=args.photos)
             for family in open_families(args.families)
@@ -108,9 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot = render(draw_curves, scores, size=(9.0, 3.4), kind="svg")
         write_atomically(args.out / "turns.svg", plot)
         sys.stdout.write(markdown)
-        return EXIT_OK
 
-    return run_command("matching", body, debug=False)
+    return run_script(parser, body, argv)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from edgeloc.cli.common import EXIT_OK, run_command, silence_opencv
 from edgeloc.errors import ConfigError
 from edgeloc.features.extract import extract_features
 from edgeloc.features.family import FeatureFamily
@@ -43,6 +42,7 @@ from edgeloc_tools.evaluate.measured import (
     open_retrievals,
 )
 from edgeloc_tools.evaluate.place_sets import PlaceSet, place_sets, recall_at
+from edgeloc_tools.evaluate.script import run_script, script_parser
 from edgeloc_tools.evaluate.text import NONE, markdown_table
 from edgeloc_tools.files import write_atomically
 from edgeloc_tools.mapping.options import BuildOptions
@@ -365,13 +365,7 @@ def chosen_sets(names: str | None) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; it, the record and pictures of failures go to ``--out``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeloc_tools.evaluate.places",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, required=True, help="recordings folder")
-    parser.add_argument("--out", type=Path, required=True, help="where results go")
+    parser = script_parser("places", __doc__)
     parser.add_argument(
         "--families",
         help="for VLAD: names or paths to manifests, by comma (default: all there are)",
@@ -382,10 +376,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "one, if any)",
     )
     parser.add_argument("--sets", help="names, by comma (default: all)")
-    args = parser.parse_args(argv)
 
-    def body() -> int:
-        silence_opencv()
+    def body(args: argparse.Namespace) -> None:
         methods: list[Method] = [Vlad(f) for f in open_families(args.families)]
         methods += [GlobalNetwork(n) for n in open_retrievals(args.retrieval)]
         sets = chosen_sets(args.sets)
@@ -401,9 +393,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         write_atomically(args.out / "places.md", markdown.encode())
         sys.stdout.write(markdown)
-        return EXIT_OK
 
-    return run_command("places", body, debug=False)
+    return run_script(parser, body, argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeloc.errors import ConfigError, EdgelocError
+from edgeloc.errors import ConfigError
 from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.tiles.reader import Site, open_site
 from edgeloc.types import PoseStatus
@@ -27,6 +27,7 @@ from edgeloc_tools.evaluate.machine import machine_facts
 from edgeloc_tools.evaluate.report import write_report
 from edgeloc_tools.evaluate.result import EvaluationResult, Json, json_value
 from edgeloc_tools.evaluate.run import Runner, evaluate
+from edgeloc_tools.evaluate.script import run_script, script_parser
 from edgeloc_tools.files import write_atomically
 from edgeloc_tools.progress import StderrProgress
 
@@ -541,12 +542,7 @@ CROSS_HEADER = ("queries", "map of", "features", "queries", "LOCALIZED", "COARSE
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeloc_tools.evaluate.scenes",
-        description="Build and evaluate a site for every known scene.",
-    )
-    parser.add_argument("--data", type=Path, required=True, help="recordings folder")
-    parser.add_argument("--out", type=Path, required=True, help="where results go")
+    parser = script_parser("scenes", "Build and evaluate a site for every known scene.")
     parser.add_argument(
         "--families", default=",".join(FAMILIES), help="feature families, by comma"
     )
@@ -588,13 +584,10 @@ def chosen_scenes(names: str) -> list[Scene]:
     return [known[name] for name in wanted]
 
 
-def run(argv: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Build, evaluate and print the tables; `EdgelocError` when something is wrong."""
-    args = _parser().parse_args(argv)
     scenes = chosen_scenes(args.scenes)
     families = [name.strip() for name in args.families.split(",")]
-    if not args.data.is_dir():
-        raise ConfigError(f"--data {args.data}: is not a folder")
     if args.cross_limit is not None and args.cross_limit < 1:
         raise ConfigError(f"--cross-limit {args.cross_limit}: must be at least 1")
     rows = []
@@ -635,12 +628,7 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit code."""
-    try:
-        run(argv)
-    except EdgelocError as exc:
-        sys.stderr.write(f"error: {exc}\n")
-        return exc.exit_code
-    return 0
+    return run_script(_parser(), run, argv)
 
 
 if __name__ == "__main__":

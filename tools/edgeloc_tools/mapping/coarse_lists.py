@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeloc.features.keyframe_index import MAX_RESIDENT, Decode, InvertedLists
-from edgeloc.types import Float32Array, IntArray
+from edgeloc.features.quantizer import nearest_words
 
 _SAMPLE = 20_000
 _ROUNDS = 10
@@ -37,7 +37,7 @@ def make_lists(
     num_lists = round(count**0.5)
     centroids = sample[rng.choice(len(sample), num_lists, replace=False)]
     for _ in range(_ROUNDS):
-        nearest = _nearest(sample, centroids)
+        nearest = nearest_words(sample, centroids, 0.0)
         order = np.argsort(nearest, kind="stable")
         used, first = np.unique(nearest[order], return_index=True)
         centroids = centroids.copy()
@@ -48,7 +48,7 @@ def make_lists(
     centroids = centroids.astype(np.float16).astype(np.float32)
     nearest = np.concatenate(
         [
-            _nearest(decode(codes[start : start + _ROWS]), centroids)
+            nearest_words(decode(codes[start : start + _ROWS]), centroids, 0.0)
             for start in range(0, count, _ROWS)
         ]
     )
@@ -56,12 +56,3 @@ def make_lists(
     starts = np.searchsorted(nearest[order], np.arange(num_lists + 1))
     lists = InvertedLists(centroids=centroids, starts=starts, keyframe_idx=order)
     return lists.to_arrays()
-
-
-def _nearest(rows: Float32Array, centroids: Float32Array) -> IntArray:
-    return np.concatenate(
-        [
-            np.argmax(rows[start : start + _ROWS] @ centroids.T, axis=1)
-            for start in range(0, len(rows), _ROWS)
-        ]
-    )

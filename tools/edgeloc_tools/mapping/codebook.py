@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeloc.features.quantizer import NUM_WORDS, ProductQuantizer
+from edgeloc.features.quantizer import NUM_WORDS, ProductQuantizer, nearest_words
 from edgeloc.types import Float32Array, FloatArray, IntArray
 from edgeloc_tools.progress import Progress, silent
 
@@ -101,12 +101,7 @@ def _improve(
 
 
 def _nearest(part: Float32Array, words: Float32Array) -> IntArray:
-    half = 0.5 * np.sum(words**2, axis=1)
-    out = np.empty(len(part), np.int64)
-    for start in range(0, len(part), 8192):
-        rows = slice(start, start + 8192)
-        out[rows] = np.argmax(part[rows] @ words.T - half, axis=1)
-    return out
+    return nearest_words(part, words, 0.5 * np.sum(words**2, axis=1))
 
 
 def _means(
