@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -151,12 +152,13 @@ def drawn(orb_site):
     """Views by what says where things are."""
     family = open_site_family(orb_site.site)
 
-    def views(supervision: str, recording=None, count: int = 1):
+    @functools.cache
+    def views(supervision: str):
         return draw_views(
-            recording or room.mapping_recording(),
+            room.mapping_recording(),
             orb_site.site,
             family,
-            options=SiteViewOptions(count=count),
+            options=VIEWS,
             supervision=supervision,
         )
 

@@ -19,6 +19,9 @@ EXAMPLES = """\
 
 scene-coords and regress make a site its next version, which carries the head; give the
 recording that it was built from, with the same --stride or --frames.
+scene-coords learns from measured depth and the site's landmarks; where there is
+neither, or with --set supervision=poses, from pictures and poses alone, by the
+reprojection error.
 
 An interrupted training goes on when the same command is given again."""
 
