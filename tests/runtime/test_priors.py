@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from nmea_lines import GEO, gga
 
 from edgeloc.clock import ManualClock, MonotonicClock
 from edgeloc.errors import ConfigError, MapError
@@ -39,29 +40,12 @@ from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import Cause, Matches2D3D, PoseStatus, Rigid3, Rung
 
 S = 1_000_000_000
-ORIGIN = GeoReference(latitude_deg=47.0, longitude_deg=8.0, altitude_m=400.0)
 SITE = SimpleNamespace(
     name="town",
-    geo_reference={"latitude_deg": 47.0, "longitude_deg": 8.0, "altitude_m": 400.0},
+    geo_reference=GEO,
     gravity_in_world=(0.0, 0.0, -1.0),
 )
 NOWHERE = SimpleNamespace(name="cellar", geo_reference=None, gravity_in_world=None)
-
-
-def gga(time_s: float, enu: tuple[float, float, float]) -> bytes:
-    """The sentence of a place in the site."""
-    (lat,), (lon,), (alt,) = wgs84_from_enu([enu], ORIGIN)
-    hours, rest = divmod(time_s % 86400, 3600)
-    minutes, seconds = divmod(rest, 60)
-
-    def angle(value: float, digits: int) -> str:
-        whole = int(value)
-        return f"{whole:0{digits}d}{60 * (value - whole):011.8f}"
-
-    return sentence(
-        f"GPGGA,{int(hours):02d}{int(minutes):02d}{seconds:05.2f},{angle(lat, 2)},N,"
-        f"{angle(lon, 3)},E,1,09,1.0,{alt:.3f},M,0.0,M,,"
-    ).encode()
 
 
 def looking(heading_deg: float, at: tuple[float, float, float]) -> Rigid3:
@@ -152,7 +136,7 @@ class TestFeed:
 
 
 def fix_at(east: float, *, speed_m_s: float | None = None) -> Fix:
-    (lat,), (lon,), (alt,) = wgs84_from_enu([[east, 2.0, 3.0]], ORIGIN)
+    (lat,), (lon,), (alt,) = wgs84_from_enu([[east, 2.0, 3.0]], GeoReference(**GEO))
     return Fix(
         time_s=0.0,
         latitude_deg=float(lat),
