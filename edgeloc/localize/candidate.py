@@ -68,6 +68,9 @@ class Candidate:
         Of the inliers.
     point_sigmas, pixel_sigmas : ndarray of shape (M,), float32, or None
         Standard deviations of the two ends of `matches`, m and px.
+    first : Candidate or None
+        What the answer was before landmarks were looked for where it puts them: matches
+        that were found without a pose. None where those are `matches`.
     """
 
     status: PoseStatus
@@ -80,6 +83,7 @@ class Candidate:
     reproj_rmse_px: float = 0.0
     point_sigmas: Float32Array | None = None
     pixel_sigmas: Float32Array | None = None
+    first: Candidate | None = None
 
     @property
     def num_matches(self) -> int:

@@ -128,14 +128,16 @@ class FocalWatch:
             self.reset()
         if not self._is_due(timestamp_ns):
             return fix
-        if fix.matches is not None and fix.cam_from_world is not None:
+        # What is looked for beside the pixels of a pose agrees with it, right or wrong.
+        free = fix.first or fix
+        if free.matches is not None and free.cam_from_world is not None:
             self._fitted_ns = timestamp_ns
             fit = fit_focal(
-                fix.matches,
+                free.matches,
                 self._camera,
-                fix.cam_from_world,
-                point_sigmas=fix.point_sigmas,
-                pixel_sigmas=fix.pixel_sigmas,
+                free.cam_from_world,
+                point_sigmas=free.point_sigmas,
+                pixel_sigmas=free.pixel_sigmas,
             )
             if fit is not None:
                 self.evidence = self.evidence.updated(fit)

@@ -145,6 +145,17 @@ def test_fits_are_rare_once_the_camera_is_known(monkeypatch):
     assert 3 <= len(asked) <= 9
 
 
+def test_matches_that_were_found_without_a_pose_are_asked(monkeypatch):
+    """Those that were looked for where it puts them agree with a wrong one, too."""
+    asked = []
+    monkeypatch.setattr(
+        focal_watch, "fit_focal", lambda matches, *_, **__: asked.append(matches)
+    )
+    first = some_fix(30)
+    FocalWatch(CAMERA, cold=True).judge(replace(some_fix(), first=first), 0)
+    assert asked == [first.matches]
+
+
 def test_a_fix_without_landmarks_is_told_while_nothing_speaks_against_it():
     fix = replace(some_fix(), matches=None, inlier_mask=None)
     watch = FocalWatch(CAMERA, cold=False)
