@@ -101,6 +101,7 @@ class LandmarkRecord:
         self._options = options or RecordOptions()
         self._min_moved = min_moved
         self._log_odds: OrderedDict[int, float] = OrderedDict()
+        self._left_out: set[int] = set()
         self._last: tuple[int, FloatArray] | None = None
 
     def __len__(self) -> int:
@@ -153,8 +154,19 @@ class LandmarkRecord:
         for landmark_id, value in zip(ids, after.tolist(), strict=True):
             self._log_odds[landmark_id] = value
             self._log_odds.move_to_end(landmark_id)
+            if value >= self._options.exclude_at:
+                self._left_out.add(landmark_id)
+            else:
+                self._left_out.discard(landmark_id)
         while len(self._log_odds) > self._options.max_landmarks:
-            self._log_odds.popitem(last=False)
+            self._left_out.discard(self._log_odds.popitem(last=False)[0])
+
+    def wanted(self, point3D_ids: IntArray) -> BoolArray:
+        """Return which landmarks are not left out, (M,) bool: those of a weight."""
+        if not self._left_out:
+            return np.ones(len(point3D_ids), bool)
+        left_out = np.fromiter(self._left_out, np.int64, len(self._left_out))
+        return np.isin(point3D_ids, left_out, invert=True)
 
     def weights(self, point3D_ids: IntArray) -> Float32Array:
         """Return how likely landmarks are still there, 0 for those to leave out.

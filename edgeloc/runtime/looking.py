@@ -156,16 +156,20 @@ class Looking:
         until_ns : int or None
             Wait no longer for the disk, which then reads on for a later frame.
         """
-        site, tiles = self._parts.site, self._parts.tiles
+        site, tiles, record = self._parts.site, self._parts.tiles, self._parts.record
         patience_s = None if until_ns is None else self._clock.patience_s(until_ns)
         load_tile = partial(tiles.load, timeout_s=patience_s)
         state = self._following.motion_state
         distance = 1.0 if state is None else state.landmark_distance
 
         def load(ids: IntArray) -> tuple[LocalMap, list[IntArray], FloatArray]:
+            visible = visible_point3D_ids(load_tile, site, ids)
+            if record is not None:
+                # What stopped being seen is looked for nowhere.
+                visible = [seen[record.wanted(seen)] for seen in visible]
             return (
                 assemble_local_map(load_tile, site, ids),
-                visible_point3D_ids(load_tile, site, ids),
+                visible,
                 site.keyframes.centers_of(site.keyframes.index_of(ids)),
             )
 

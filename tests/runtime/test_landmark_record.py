@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from site_fixture import CAMERA, BuiltSite
 
+from edgeloc.runtime.estimator import Estimator
 from edgeloc.runtime.landmark_record import LandmarkRecord, RecordOptions, updated
 
 IDS = np.arange(1000, 1100)
@@ -42,6 +44,7 @@ def test_what_is_gone_is_left_out_and_nothing_else(
     for k in range(num, num + 20):
         frames(record, rng, num=1, share=share, gone=GONE, first=k)
         weights = record.weights(IDS)
+        np.testing.assert_array_equal(record.wanted(IDS), weights > 0.0)
         assert np.all(weights[:20] < 0.1)
         assert np.all(weights[20:] > 0.0)
         assert np.mean(weights[20:]) > 0.95
@@ -109,3 +112,27 @@ def test_memory_is_bounded() -> None:
     assert record.weights(np.array([901]))[0] < 0.95
     record.note(IDS[:10], IDS[:10], timestamp_ns=0, center=HERE)  # too few to tell
     assert len(record) == 150
+
+
+def test_track_does_not_look_for_what_is_gone(
+    orb_site: BuiltSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimator = Estimator(site=orb_site.site, camera=CAMERA)
+    looking, record = estimator._looking, estimator._parts.record
+    assert record is not None
+    looked_for = []
+
+    def near_map(_pose, *, choose, load, spacing):
+        local_map, visible, _ = load(choose(pose, 12))
+        looked_for.append(np.unique(np.concatenate(visible)))
+        assert set(looked_for[-1]) <= set(local_map.point3D_ids)
+
+    monkeypatch.setattr(estimator._following, "near_map", near_map)
+    pose = orb_site.site.keyframes.cam_from_world(3)
+    assert looking.near_map(pose, until_ns=None)
+    gone = looked_for[0][::10]
+    there = np.setdiff1d(looked_for[0], gone)
+    for k in range(12):
+        record.note(looked_for[0], there, timestamp_ns=k * S, center=HERE)
+    assert looking.near_map(pose, until_ns=None)
+    np.testing.assert_array_equal(looked_for[1], there)
