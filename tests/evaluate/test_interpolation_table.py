@@ -1,27 +1,40 @@
 """The comparison of interpolation with the most similar keyframe."""
 
 import numpy as np
-from site_fixture import mapping_recording, query_images
+import pytest
+from made_up_walk import describing, smooth_vectors, walk
 
-from edgeloc.localize.interpolate import WEIGHTINGS
-from edgeloc_tools.evaluate.interpolation import TOP_1, median_errors, without_gate
+from edgeloc_tools.evaluate.interpolation import (
+    CHOSEN,
+    DEFAULT,
+    TOP_1,
+    Walk,
+    median_errors,
+    row,
+)
 
-
-def test_every_weighting_answers_every_frame(orb_site):
-    recording = mapping_recording().subset(query_images())
-    errors = median_errors(without_gate(orb_site.site), recording)
-    assert list(errors) == [TOP_1, *WEIGHTINGS]
-    assert np.isfinite(list(errors.values())).all()
-
-
-def test_mapping_frames_find_themselves(orb_site):
-    """The most similar keyframe of a mapping frame is itself, at no distance."""
-    errors = median_errors(orb_site.site, mapping_recording())
-    assert errors[TOP_1][0] < 2e-3  # what poses are stored with
-    assert errors["csi"][0] < 0.5
+COUNT = 16
 
 
-def test_the_gate_is_off_and_the_site_untouched(orb_site):
-    before = orb_site.site.retrieval_arrays["calibration"].copy()
-    assert without_gate(orb_site.site).retrieval_arrays["calibration"][0] == -1.0
-    np.testing.assert_array_equal(orb_site.site.retrieval_arrays["calibration"], before)
+def test_frames_between_keyframes_are_interpolated(rng):
+    """Every second image is asked for in the map of the others, a step away."""
+    images = walk(rng, shows=np.arange(COUNT), step=0.5)
+    vectors = smooth_vectors(rng, COUNT)
+    errors, chosen = median_errors(
+        Walk(images=images[::2], vectors=vectors[::2]),
+        Walk(images=images[1:-1:2], vectors=vectors[1:-1:2]),
+        describing(),
+    )
+    assert list(errors) == [TOP_1, DEFAULT, CHOSEN]
+    assert errors[TOP_1] == pytest.approx((0.5, 0.0), abs=1e-4)
+    assert errors[CHOSEN][0] < 0.3
+    # The vectors are exact: held-out images say that a check of them adds nothing.
+    assert chosen.rerank is None
+    assert errors[CHOSEN][0] <= errors[DEFAULT][0]
+
+
+def test_a_line_says_what_was_chosen():
+    facts = {"errors": {TOP_1: (0.5, 2.0), CHOSEN: (0.25, 1.0)}, "chosen": "the best"}
+    assert row("door", "orb", facts) == [
+        *("door", "orb", "0.500, 2.00°", "0.250, 1.00°", "the best")
+    ]

@@ -306,6 +306,53 @@ def test_calibration_round_trips_and_is_checked():
         CoarseCalibration.from_arrays({})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        InterpolateOptions(),
+        InterpolateOptions(num_keyframes=1, rerank=None),
+        InterpolateOptions(weighting="csi", bandwidth_spacings=4.0).weighed(40.0),
+    ],
+)
+def test_a_site_stores_what_is_chosen(options):
+    again = InterpolateOptions.from_arrays(options.to_arrays())
+    if options.rerank is not None:
+        assert again == options
+    else:
+        assert (again.num_keyframes, again.rerank) == (1, None)
+    assert str(again) == str(options)
+
+
+def test_a_site_without_settings_has_the_defaults():
+    assert InterpolateOptions.from_arrays({}) == InterpolateOptions()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, 5, 8], "not 4 finite numbers"),
+        ([1, 5, np.nan, 20], "not 4 finite numbers"),
+        ([3, 5, 8, 20], "there is no weighting 3"),
+        ([0.5, 5, 8, 20], "there is no weighting 0.5"),
+        ([1, 0, 8, 20], "num_keyframes=0 must be >= 1"),
+        ([1, 5, -8, 20], "bandwidth_spacings -8.0 must be > 0"),
+        ([1, 5, 8, -2], "score weight -2 must be >= 0"),
+    ],
+)
+def test_wrong_settings_of_a_site_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        InterpolateOptions.from_arrays({"interpolate": np.array(values, np.float32)})
+
+
+def test_settings_are_told_to_people():
+    assert str(InterpolateOptions()) == (
+        "barycentric of 5, bandwidth 16 spacings, re-ranked with score weight 20"
+    )
+    assert str(InterpolateOptions(num_keyframes=1, rerank=None)) == (
+        "the best keyframe, not re-ranked"
+    )
+
+
 def test_options_refuse_an_unknown_weighting():
     with pytest.raises(ValueError, match="expected one of ewb, bdi, csi"):
         InterpolateOptions(weighting="best")

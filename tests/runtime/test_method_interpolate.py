@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from site_fixture import mapping_recording
 
 from edgeloc.clock import MonotonicClock
+from edgeloc.errors import MapError
 from edgeloc.geometry.camera import project
 from edgeloc.localize.interpolate import InterpolateOptions
 from edgeloc.localize.rerank import RerankOptions, supporting_matches
@@ -46,6 +49,31 @@ def test_a_keyframe_supports_itself_most(parts):
         support = supporting_matches(views[idx], views, RerankOptions())
         assert np.argmax(support) == idx
         assert support[idx] > 40
+
+
+def test_settings_are_those_of_the_site(orb_site, parts):
+    chosen = orb_site.result.held_out.interpolate
+    assert parts.interpolate == chosen
+    assert orb_site.site.manifest.build["interpolate"] == str(chosen)
+    other = InterpolateOptions(weighting="csi", num_keyframes=2).to_arrays()
+    arrays = {**orb_site.site.retrieval_arrays, **other}
+    asked = InterpolateOptions(num_keyframes=3)
+    for options, expected in ((None, "csi"), (asked, "bdi")):
+        opened = open_site_parts(
+            replace(orb_site.site, retrieval_arrays=arrays),
+            parts.camera,
+            EstimatorOptions(cold=True, interpolate=options),
+            clock=MonotonicClock(),
+        )
+        assert opened.interpolate.weighting == expected
+    arrays["interpolate"] = arrays["interpolate"] + 0.5
+    with pytest.raises(MapError, match=r"no weighting 2.5; build the site again"):
+        open_site_parts(
+            replace(orb_site.site, retrieval_arrays=arrays),
+            parts.camera,
+            EstimatorOptions(cold=True),
+            clock=MonotonicClock(),
+        )
 
 
 def test_checking_happens_alone_only(orb_site):

@@ -1,107 +1,203 @@
 """How pose interpolation compares with the most similar keyframe, for every scene.
 
-Run as ``python -m edgeloc_tools.evaluate.interpolation --data DATA --out DIR``
-after `edgeloc_tools.evaluate.scenes` with the same ``--out`` has built the sites.
+Run as ``python -m edgeloc_tools.evaluate.interpolation --data DATA --out DIR``, with
+the scenes of `edgeloc_tools.evaluate.scenes`. Measured on the features and descriptors
+themselves, without sites: features of mapping images stand in for what a site says of
+its keyframes. Settings are chosen as for a site, on held-out mapping images only.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgeloc.cli.common import EXIT_OK, run_command, silence_opencv
-from edgeloc.localize.interpolate import WEIGHTINGS, InterpolateOptions
-from edgeloc.runtime.estimator_options import EstimatorOptions
-from edgeloc.tiles.reader import Site
-from edgeloc_tools.datasets.recording import Recording
+from edgeloc.features.family import FeatureFamily
+from edgeloc.features.keyframe_index import global_coding
+from edgeloc.features.registry import EDGELOC, open_family, open_retrieval
+from edgeloc.features.retrieve import VladModel
+from edgeloc.localize.coarse import CoarseCalibration
+from edgeloc.localize.interpolate import InterpolateOptions, interpolate_pose
+from edgeloc.localize.near_keyframes import keyframe_spacing
+from edgeloc.localize.rerank import RerankOptions, supporting_matches
+from edgeloc.localize.structure import structure_for
+from edgeloc.types import Float32Array
+from edgeloc_tools.evaluate.measured import cached, fingerprint
 from edgeloc_tools.evaluate.metrics import pose_error
-from edgeloc_tools.evaluate.run import Runner, true_pose
 from edgeloc_tools.evaluate.scenes import (
     FAMILIES,
     SCENES,
     Scene,
+    Source,
     chosen_scenes,
     open_source,
-    ready_site,
 )
 from edgeloc_tools.evaluate.text import markdown_table, number
+from edgeloc_tools.mapping.held_out import Describing, keyframes_of
+from edgeloc_tools.mapping.held_out_coarse import CoarseTrials, view_of
+from edgeloc_tools.mapping.options import BuildOptions
+from edgeloc_tools.mapping.survey import Survey, survey_recording
+from edgeloc_tools.mapping.tracks import MappingImage
+from edgeloc_tools.mapping.work import WorkFolder
+from edgeloc_tools.progress import StderrProgress
 
-TOP_1 = "top-1"
+SETTINGS_VERSION = 2
+"""Raised when a number changes its meaning."""
+
+TOP_1, DEFAULT, CHOSEN = "top-1", "default", "chosen"
+WAYS: Mapping[str, InterpolateOptions] = {
+    TOP_1: InterpolateOptions(num_keyframes=1, rerank=None),
+    DEFAULT: InterpolateOptions(),
+}
+"""What is compared, beside what is chosen for the scene."""
+NUM_RETRIEVED = 10
+"""As many as a device retrieves."""
 
 
-def median_errors(site: Site, recording: Recording) -> dict[str, tuple[float, float]]:
-    """Return median position and rotation errors of the top-1 keyframe and each mean.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Walk:
+    """The images of a recording, and their global descriptors.
+
+    Parameters
+    ----------
+    images : sequence of MappingImage
+        All posed images.
+    vectors : ndarray of shape (K, G), float32
+        L2-normalised.
+    """
+
+    images: Sequence[MappingImage]
+    vectors: Float32Array
+
+
+def median_errors(
+    mapping: Walk, queries: Walk, describing: Describing
+) -> tuple[dict[str, tuple[float, float]], InterpolateOptions]:
+    """Return median position and rotation errors of each way, and what was chosen.
 
     Every frame gets an answer here: the gate on similarity, which turns frames of
     other places into LOST, is the same for all columns and would only blur them.
 
     Parameters
     ----------
-    site : Site
-        The map.
-    recording : Recording
-        Queries with ground truth.
+    mapping, queries : Walk
+        Of the map, and to be found in it.
+    describing : Describing
+        How global descriptors of the map are stored.
 
     Returns
     -------
     dict of str to (float, float)
-        Map units and degrees, by weighting.
+        Map units and degrees, by way.
+    InterpolateOptions
+        What held-out mapping images chose.
     """
-    alone = InterpolateOptions(weighting="ewb", num_keyframes=1, rerank=None)
-    options = {TOP_1: alone}
-    for weighting in WEIGHTINGS:
-        options[weighting] = InterpolateOptions(weighting=weighting)
-    out = {}
-    for name, interpolate in options.items():
-        runner = Runner(
-            site=site,
-            cameras=recording.cameras,
-            options=EstimatorOptions(
-                method="interpolate", cold=True, interpolate=interpolate
-            ),
-            budget_ms=None,
+    codes = mapping.vectors.astype(np.float16)
+    centers = np.stack([i.cam_from_world.origin_in_a for i in mapping.images])
+    spacing = keyframe_spacing(centers)
+    everything = np.ones(len(mapping.images), bool)
+    chosen = CoarseTrials(
+        mapping.images,
+        codes,
+        mapping.vectors,
+        keyframe_idx=np.flatnonzero(everything),
+        describing=describing,
+        spacing=spacing,
+    ).choose()
+    table, index = keyframes_of(mapping.images, codes, everything, describing)
+    calibration = CoarseCalibration(
+        min_score=-1.0,
+        position_sigma=1e-9,
+        rotation_sigma_rad=1e-9,
+        keyframe_spacing=spacing,
+    )
+    views = [view_of(image) for image in mapping.images]
+    ways = {**WAYS, CHOSEN: chosen}
+    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for image, vector in zip(queries.images, queries.vectors, strict=True):
+        retrieved = index.search(vector, k=NUM_RETRIEVED)
+        support = supporting_matches(
+            view_of(image),
+            [views[i] for i in retrieved.keyframe_ids.tolist()],
+            RerankOptions(),
         )
-        errors = []
-        for idx, image in enumerate(recording.images):
-            estimate, _, _ = runner.answer(image, image.source.read(), frame_id=idx)
-            errors.append(pose_error(estimate.cam_from_world, true_pose(image)))
-        position, rotation_deg = np.median(np.array(errors), axis=0)
-        out[name] = (float(position), float(rotation_deg))
-    return out
+        for name, options in ways.items():
+            answer = interpolate_pose(
+                query=vector,
+                retrieved=retrieved,
+                keyframes=table,
+                index=index,
+                calibration=calibration,
+                options=options,
+                support=support,
+            )
+            errors[name].append(pose_error(answer.cam_from_world, image.cam_from_world))
+    medians = {name: np.median(np.array(rows), axis=0) for name, rows in errors.items()}
+    return {name: (float(p), float(r)) for name, (p, r) in medians.items()}, chosen
 
 
-def without_gate(site: Site) -> Site:
-    """Return the site with a similarity gate that lets everything pass."""
-    calibration = site.retrieval_arrays["calibration"].copy()
-    calibration[0] = -1.0
-    arrays = {**site.retrieval_arrays, "calibration": calibration}
-    return replace(site, retrieval_arrays=arrays)
+def _survey(source: Source, family: str, data: Path, work: Path) -> Survey:
+    """Return what is measured in the images of a source; of matches hardly any."""
+    return survey_recording(
+        open_source(source, data),
+        options=BuildOptions(
+            features=family, use_depth=False, num_similar=0, num_near=1
+        ),
+        folder=WorkFolder(work),
+        progress=StderrProgress(),
+    )
 
 
-def row(scene: Scene, *, family: str, data: Path, out: Path) -> list[str]:
+def measure(scene: Scene, *, family: str, data: Path, out: Path) -> dict[str, Any]:
+    """Return median errors and what was chosen, as JSON has them."""
+    mapping = _survey(scene.mapping, family, data, out / "work")
+    queries = _survey(scene.queries, family, data, out / "work")
+    vectors = queries.global_descriptors
+    if mapping.retrieval is None:
+        vlad = VladModel.from_arrays(mapping.retrieval_arrays)
+        vectors = np.stack([vlad.describe(i.descriptors) for i in queries.images])
+    describing = Describing(
+        decode_landmarks=mapping.family.decode,
+        decode_global=global_coding("float16", None).decode,
+        structure=structure_for(mapping.family),
+    )
+    errors, chosen = median_errors(
+        Walk(images=mapping.images, vectors=mapping.global_descriptors),
+        Walk(images=queries.images, vectors=vectors),
+        describing,
+    )
+    return {"errors": errors, "chosen": str(chosen)}
+
+
+def row(scene: str, family: str, facts: Mapping[str, Any]) -> list[str]:
     """Return one line of the table."""
-    site = without_gate(ready_site(scene, family=family, data=data, out=out))
-    errors = median_errors(site, open_source(scene.queries, data).posed())
-    best = min(WEIGHTINGS, key=lambda name: errors[name][0])
     return [
-        scene.name,
+        scene,
         family,
-        *(f"{number(p)}, {number(r)}°" for p, r in errors.values()),
-        best if errors[best][0] <= errors[TOP_1][0] else TOP_1,
+        *(f"{number(p)}, {number(r)}°" for p, r in facts["errors"].values()),
+        facts["chosen"],
     ]
+
+
+def _key(family: FeatureFamily, name: str) -> str:
+    network = open_retrieval("auto", features=name)
+    models = [fingerprint(family), "vlad" if network is None else fingerprint(network)]
+    return f"{SETTINGS_VERSION} {InterpolateOptions()!r} {' '.join(models)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="interpolation", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="recordings folder")
-    parser.add_argument("--out", type=Path, required=True, help="as for scenes")
-    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--out", type=Path, required=True, help="where results go")
+    parser.add_argument("--families", default=",".join((EDGELOC, *FAMILIES)))
     parser.add_argument(
         "--scenes", default=",".join(s.name for s in SCENES if s.use_depth)
     )
@@ -109,16 +205,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         silence_opencv()
-        rows = [
-            row(scene, family=family, data=args.data, out=args.out)
-            for scene in chosen_scenes(args.scenes)
-            for family in args.families.split(",")
-        ]
-        header = ["scene", "family", TOP_1, *WEIGHTINGS, "best"]
+        rows = []
+        for scene in chosen_scenes(args.scenes):
+            for name in args.families.split(","):
+                make: Callable[[], dict[str, Any]] = partial(
+                    measure, scene, family=name, data=args.data, out=args.out
+                )
+                file = f"{scene.name.replace('/', '-')}-{name}.json"
+                facts = cached(
+                    args.out / "interpolation" / file,
+                    key=_key(open_family(name), name),
+                    make=make,
+                )
+                rows.append(row(scene.name, name, facts))
+        header = ["scene", "features", *WAYS, CHOSEN, "what was chosen"]
         sys.stdout.write(markdown_table(header, rows) + "\n")
         return EXIT_OK
 
-    return run_command("interpolation", body, debug=True)
+    return run_command("interpolation", body, debug=False)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ with the place sets of `edgeloc_tools.evaluate.places`: global descriptors of th
 shipped network, checked with the shipped local features. The local features of the
 database images stand in for what a site says of its keyframes.
 
+How much similarity counts beside support is chosen on held-out database images, as for
+a site, never on queries.
+
 Two criteria: the same place by the rule of the set, and how many local features the
 query shares with the image found, as the share of its features that have a mutual match
 on the epipolar lines of one fundamental matrix ("overlap", mean over queries).
@@ -17,7 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from edgeloc.errors import ConfigError
 from edgeloc.features.extract import extract_features
 from edgeloc.features.family import FeatureFamily
 from edgeloc.features.match import MatchOptions, match_descriptors
+from edgeloc.geometry.se3 import rotation_angle_rad
 from edgeloc.localize.rerank import (
     LocalView,
     RerankOptions,
@@ -37,7 +41,7 @@ from edgeloc.localize.rerank import (
     supporting_matches,
     worths,
 )
-from edgeloc.types import CameraModel, Float32Array, IntArray
+from edgeloc.types import CameraModel, Float32Array, FloatArray, IntArray
 from edgeloc_tools.datasets.recording import RecordedImage
 from edgeloc_tools.evaluate.measured import (
     cached,
@@ -49,17 +53,22 @@ from edgeloc_tools.evaluate.place_sets import PlaceSet, place_sets
 from edgeloc_tools.evaluate.places import GlobalNetwork, chosen_sets
 from edgeloc_tools.evaluate.text import markdown_table, number
 from edgeloc_tools.files import write_atomically
+from edgeloc_tools.mapping.choose import surely_better
+from edgeloc_tools.mapping.held_out_coarse import held_out_lists
 from edgeloc_tools.mapping.options import BuildOptions
 from edgeloc_tools.mapping.survey import default_keypoints
 from edgeloc_tools.progress import Progress, StderrProgress, track
 
-SETTINGS_VERSION = 1
+SETTINGS_VERSION = 2
 """Raised when a number changes its meaning."""
 
 NUM_CANDIDATES = 10
 """Images that are checked: as many as a device retrieves."""
 NUM_EXPANDED, ALPHA = 3, 3.0
 """Images that a query is expanded by, and the exponent of their similarity."""
+
+SCORE_WEIGHTS = (5.0, 20.0, 40.0, 1e4)
+"""What similarity may count, beside the default; the last trusts retrieval alone."""
 
 _EPIPOLAR_SHARE = 0.003
 """Largest distance to an epipolar line, as a share of the longer side."""
@@ -150,6 +159,61 @@ def find(
     )
 
 
+def distances(database: Sequence[RecordedImage]) -> FloatArray:
+    """Return how far database images are from each other, (K, K).
+
+    By their poses: the distance, in median distances from the median position, and the
+    angle in rad. Without poses, of a walk, by their places in it.
+    """
+    poses = [image.cam_from_world for image in database]
+    known = [pose for pose in poses if pose is not None]
+    if len(known) < len(poses):
+        place = np.arange(len(poses), dtype=np.float64)
+        return np.abs(place[:, None] - place)
+    centers = np.stack([pose.origin_in_a for pose in known])
+    R = np.stack([pose.R for pose in known])
+    off = np.linalg.norm(centers - np.median(centers, axis=0), axis=1)
+    moved = np.linalg.norm(centers[:, None] - centers, axis=2)
+    turned = rotation_angle_rad(np.einsum("aij,bkj->abik", R, R))
+    return np.asarray(moved / max(float(np.median(off)), 1e-9) + turned)
+
+
+def choose(
+    descriptors: Float32Array, views: Sequence[LocalView], distance: FloatArray
+) -> RerankOptions:
+    """Return how to check candidates, chosen on held-out database images.
+
+    Parameters
+    ----------
+    descriptors : ndarray of shape (K, G), float32
+        Global ones of the database images.
+    views : sequence of LocalView
+        Of the same.
+    distance : ndarray of shape (K, K), float64
+        See `distances`: the first image found should be near.
+    """
+    default = RerankOptions()
+    options = [default, *(replace(default, score_weight=w) for w in SCORE_WEIGHTS)]
+    lists = held_out_lists(descriptors, descriptors, views)
+    runs = np.array([found.run for found in lists], np.int64)
+    apart = distance + np.where(np.eye(len(distance), dtype=bool), np.inf, 0.0)
+    least = 0.1 * float(np.median(apart.min(axis=1))) + 1e-9
+    losses = [
+        np.log(
+            [
+                distance[
+                    found.image_idx,
+                    found.idx[np.argmax(worths(found.scores, found.support, option))],
+                ]
+                + least
+                for found in lists
+            ]
+        )
+        for option in options
+    ]
+    return options[surely_better(losses, runs)]
+
+
 def overlap(query: LocalView, image: LocalView) -> float:
     """Return the share of a query's features that an image shows, too.
 
@@ -209,9 +273,10 @@ def measure(
         local_view(image, family) for image in track(images, f"local, {name}", progress)
     ]
     at = len(places.queries)
-    found = find(
-        network.describe(places, progress), (views[:at], views[at:]), RerankOptions()
-    )
+    descriptors = network.describe(places, progress)
+    options = choose(descriptors[1], views[at:], distances(places.database))
+    found = find(descriptors, (views[:at], views[at:]), options)
+    facts["score_weight"] = options.score_weight
     rows = np.arange(at)
     shares: dict[tuple[int, int], float] = {}
 
@@ -243,6 +308,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "set",
         "same place",
         *(f"{way}: recall@1, overlap" for way in WAYS),
+        "score weight",
         "check, p50 / p95 ms",
     ]
     lines = [
@@ -253,6 +319,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 f"{facts['recall_at_1'][way]:.2f}, {facts['overlap'][way]:.3f}"
                 for way in WAYS
             ),
+            f"{facts['score_weight']:g}",
             f"{number(facts['p50_ms'])} / {number(facts['p95_ms'])}",
         ]
         for facts in results
