@@ -18,6 +18,12 @@ from edgeloc.geometry.se3 import rotation_angle_rad
 from edgeloc.geometry.upright import Vertical
 from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.comparison import LandmarkComparison
+from edgeloc.localize.guided import (
+    GuidedOptions,
+    expected_landmarks,
+    make_viewed_map,
+    match_similar,
+)
 from edgeloc.tiles.layout import LocalMap
 from edgeloc.types import (
     BoolArray,
@@ -158,6 +164,9 @@ class StructureOptions:
         Two retrieved keyframes that share this many belong to one cluster.
     max_clusters : int
         Clusters tried.
+    second_look : GuidedOptions or None
+        How landmarks are looked for beside the pixels where the pose that was found
+        puts them; None = the pose is what the first matches say.
     """
 
     match: MatchOptions = field(default_factory=MatchOptions)
@@ -165,11 +174,26 @@ class StructureOptions:
     integrity: IntegrityOptions = field(default_factory=IntegrityOptions)
     min_shared_landmarks: int = 10
     max_clusters: int = 3
+    second_look: GuidedOptions | None = field(
+        default_factory=lambda: GuidedOptions(max_expected=4000)
+    )
 
 
 def structure_for(family: FeatureFamily) -> StructureOptions:
     """Return the options that serve a feature family."""
     return StructureOptions(match=MatchOptions(max_ratio=family.match_ratio))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sound:
+    """A pose that the evidence carries, and what it was computed from."""
+
+    result: PnpResult
+    matches: Matches2D3D
+    point_sigmas: Float32Array
+    pixel_sigmas: Float32Array
+    local_map: LocalMap
+    cluster: list[int]
 
 
 def covisibility_clusters(
@@ -232,6 +256,19 @@ def match_local_map(
         [np.searchsorted(local_map.point3D_ids, ids) for ids in visible],
         options,
     )
+    return _pairs(
+        query, local_map, query_idx=query_idx, point_idx=point_idx, scores=scores
+    )
+
+
+def _pairs(
+    query: Query,
+    local_map: LocalMap,
+    *,
+    query_idx: IntArray,
+    point_idx: IntArray,
+    scores: Float32Array,
+) -> tuple[Matches2D3D, Float32Array, Float32Array]:
     matches = Matches2D3D(
         points2D=query.features.keypoints[query_idx].astype(np.float64),
         points3D=local_map.points3D[point_idx],
@@ -449,7 +486,7 @@ def relocalize(
     """
     if len(query.features) < options.integrity.min_inliers:
         return replace(LOST, cause=Cause.FEW_FEATURES)
-    sound: list[tuple[PnpResult, Matches2D3D, Float32Array, Float32Array]] = []
+    sound: list[_Sound] = []
     rejected: Candidate | None = None
     clusters = covisibility_clusters(visible, min_shared=options.min_shared_landmarks)
     for cluster in clusters[: options.max_clusters]:
@@ -499,27 +536,123 @@ def relocalize(
                 LOST, cause=Cause.FEW_INLIERS, matches=matches, inlier_mask=mask
             )
             continue
-        sound.append((result, matches, point_sigmas, pixel_sigmas))
+        sound.append(
+            _Sound(
+                result=result,
+                matches=matches,
+                point_sigmas=point_sigmas,
+                pixel_sigmas=pixel_sigmas,
+                local_map=local_map,
+                cluster=cluster,
+            )
+        )
     if not sound:
         return rejected or replace(LOST, cause=Cause.FEW_MATCHES)
     # Only rivals of the best count: two weak poses may well contradict each other.
-    result, matches, point_sigmas, pixel_sigmas = max(
-        sound, key=lambda found: found[0].num_inliers
-    )
-    if any(_disagree(result, *other[:2], options.integrity) for other in sound):
+    best = max(sound, key=lambda found: found.result.num_inliers)
+    if any(
+        _disagree(best.result, other.result, other.matches, options.integrity)
+        for other in sound
+    ):
         return replace(
             LOST,
             cause=Cause.AMBIGUOUS,
-            matches=matches,
-            inlier_mask=result.inlier_mask,
+            matches=best.matches,
+            inlier_mask=best.result.inlier_mask,
         )
+    fix = _told(best, query.camera, calibration, options.integrity)
+    if options.second_look is not None:
+        again = _look_again(
+            best,
+            query,
+            similarity=comparison.similarity(best.local_map),
+            visible=[visible[idx] for idx in best.cluster],
+            centers=centers[best.cluster],
+            options=options,
+            weigh=weigh,
+        )
+        if again is not best:
+            told = _told(again, query.camera, calibration, options.integrity)
+            return replace(told, first=fix)
+    return fix
+
+
+def _told(
+    found: _Sound,
+    camera: CameraModel,
+    calibration: FixCalibration,
+    integrity: IntegrityOptions,
+) -> Candidate:
     return fix_from_pnp(
-        result,
-        matches,
-        query.camera,
+        found.result,
+        found.matches,
+        camera,
         rung=Rung.RELOCALIZE,
         calibration=calibration,
-        integrity=options.integrity,
+        integrity=integrity,
+        point_sigmas=found.point_sigmas,
+        pixel_sigmas=found.pixel_sigmas,
+    )
+
+
+def _look_again(
+    found: _Sound,
+    query: Query,
+    *,
+    similarity: Float32Array,
+    visible: Sequence[IntArray],
+    centers: FloatArray,
+    options: StructureOptions,
+    weigh: Callable[[IntArray], Float32Array] | None,
+) -> _Sound:
+    """Return a pose from all landmarks that are found where the first pose puts them.
+
+    Things that look alike all over the picture fail the comparison of the first
+    matches; beside the right pixel there is one of them. Whether the pose is sound was
+    decided before: near a wrong pose, too, something similar can be found.
+    """
+    assert options.second_look is not None
+    viewed = make_viewed_map(
+        found.local_map,
+        visible=visible,
+        centers=centers,
+        made_at=found.result.cam_from_world,
+    )
+    expected = expected_landmarks(
+        viewed,
+        query.camera,
+        cam_from_world=found.result.cam_from_world,
+        covariance=found.result.covariance,
+        rows_px=(0.0, float(query.camera.height)),
+        followed_ids=np.zeros(0, np.int64),
+        options=options.second_look,
+    )
+    query_idx, point_idx, scores = match_similar(
+        expected,
+        keypoints=query.features.keypoints,
+        similarity=similarity,
+        options=options.second_look,
+    )
+    if weigh is not None:
+        kept = weigh(found.local_map.point3D_ids[point_idx]) > 0
+        query_idx, point_idx, scores = query_idx[kept], point_idx[kept], scores[kept]
+    matches, pixel_sigmas, point_sigmas = _pairs(
+        query, found.local_map, query_idx=query_idx, point_idx=point_idx, scores=scores
+    )
+    result = estimate_pose(
+        matches,
+        query.camera,
+        options=options.pnp,
+        point_sigmas=point_sigmas,
+        pixel_sigmas=pixel_sigmas,
+        prior=found.result.cam_from_world,
+    )
+    if result is None or result.num_inliers <= found.result.num_inliers:
+        return found
+    return replace(
+        found,
+        result=result,
+        matches=matches,
         point_sigmas=point_sigmas,
         pixel_sigmas=pixel_sigmas,
     )

@@ -483,7 +483,10 @@ def _open_following(parts: SiteParts) -> Following:
                 follow.track,
                 pnp=pnp,
                 integrity=structure.integrity,
-                min_similarity=structure.match.min_similarity,
+                guided=replace(
+                    follow.track.guided,
+                    min_similarity=structure.match.min_similarity,
+                ),
             ),
         ),
     )

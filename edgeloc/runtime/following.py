@@ -13,14 +13,16 @@ from edgeloc.geometry.refine import refine_pose
 from edgeloc.geometry.se3 import exp_se3, rotation_angle_rad
 from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.comparison import DecodeLandmarks
+from edgeloc.localize.guided import (
+    ViewedMap,
+    expected_landmarks,
+    make_viewed_map,
+    match_expected,
+)
 from edgeloc.localize.klt import Tracks, follow
 from edgeloc.localize.structure import FixCalibration
 from edgeloc.localize.track import (
-    TrackMap,
     TrackOptions,
-    expected_landmarks,
-    make_track_map,
-    match_expected,
     merged,
     seed_tracks,
     sightings,
@@ -179,7 +181,7 @@ class Following:
         self._odometer = Odometer()
         self._tracks: Tracks | None = None
         self._tracks_pose: Rigid3 | None = None
-        self._track_map: TrackMap | None = None
+        self._viewed: ViewedMap | None = None
         self._tracks_ns = 0
         self._confirmed_ns = 0
         self._since_refresh = 0
@@ -371,25 +373,25 @@ class Following:
         prediction : Prediction
             For that time.
         """
-        assert self._track_map is not None
+        assert self._viewed is not None
         options = self._options.track
         expected = expected_landmarks(
-            self._track_map,
+            self._viewed,
             self._camera,
             cam_from_world=prediction.cam_from_world,
             covariance=prediction.covariance,
             rows_px=(0.0, float(self._camera.height)),
             followed_ids=np.zeros(0, np.int64),
-            options=options,
+            options=options.guided,
         )
-        local_map = self._track_map.local_map
+        local_map = self._viewed.local_map
         feature_idx, point_idx, _ = match_expected(
             expected,
             local_map,
             features=query.features,
             descriptors=query.descriptors,
             decode=self._decode_landmarks,
-            options=options,
+            options=options.guided,
         )
         found = sightings(
             query.features,
@@ -432,15 +434,15 @@ class Following:
         spacing : float
             The same landmarks serve until the camera moved so far, m.
         """
-        if self._track_map is not None:
-            made_at = self._track_map.made_at
+        if self._viewed is not None:
+            made_at = self._viewed.made_at
             moved = float(np.linalg.norm(pose.origin_in_a - made_at.origin_in_a))
             turned = float(rotation_angle_rad(pose.R @ made_at.R.T))
             if moved <= spacing and turned <= np.deg2rad(12.0):
                 return
         keyframe_ids = choose(pose, self._options.num_keyframes)
         local_map, visible, centers = load(keyframe_ids)
-        self._track_map = make_track_map(
+        self._viewed = make_viewed_map(
             local_map, visible=visible, centers=centers, made_at=pose
         )
 
@@ -510,12 +512,12 @@ class Following:
         int
             Landmarks recognised where the pose says they are.
         """
-        assert self._track_map is not None
+        assert self._viewed is not None
         assert self._tracks is not None
         assert self._tracks_pose is not None
         options = self._options.track
         expected = expected_landmarks(
-            self._track_map,
+            self._viewed,
             self._camera,
             cam_from_world=look.cam_from_world,
             covariance=look.covariance,
@@ -523,16 +525,18 @@ class Following:
             followed_ids=self._tracks.point3D_ids,
             # The covariance holds what all landmarks share; beside each other they lie
             # where the pixels that are followed say.
-            options=replace(options, max_window_px=options.usual_window_px),
+            options=replace(
+                options.guided, max_window_px=options.guided.usual_window_px
+            ),
         )
-        features, local_map = look.features, self._track_map.local_map
+        features, local_map = look.features, self._viewed.local_map
         feature_idx, point_idx, _ = match_expected(
             expected,
             local_map,
             features=features,
             descriptors=self._family.decode(features.descriptors),
             decode=self._decode_landmarks,
-            options=options,
+            options=options.guided,
         )
         found = sightings(
             features,

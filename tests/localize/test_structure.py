@@ -452,3 +452,23 @@ def test_view_angle_is_the_median_to_the_best_keyframe():
     )
     # 90 degrees for the first landmark, 45 for the second, 180 for the unseen third.
     assert angle == pytest.approx(np.pi / 2)
+
+
+def test_things_that_look_alike_are_told_apart_at_a_second_look(rng):
+    """A landmark with a twin in looks has no first match, but one at its pixel."""
+    place = make_place(rng)
+    place.descriptors[1:120:2] = place.descriptors[0:120:2]
+    query = look_at(rng, place)
+    once = localize(query, place, options=StructureOptions(second_look=None))
+    twice = localize(query, place)
+    assert once.status is twice.status is PoseStatus.LOCALIZED
+    assert once.num_inliers < 100 < 140 < twice.num_inliers
+    assert max(error_of(twice)) < 0.01
+    assert np.trace(twice.covariance) < np.trace(once.covariance)
+
+
+def test_a_second_look_makes_no_pose_sound(rng):
+    """Too few first matches: nothing is looked for beside a pose that they make."""
+    place = make_place(rng)
+    place.descriptors[1:150:2] = place.descriptors[0:150:2]
+    assert localize(look_at(rng, place), place).status is PoseStatus.LOST
