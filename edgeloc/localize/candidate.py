@@ -71,6 +71,9 @@ class Candidate:
     first : Candidate or None
         What the answer was before landmarks were looked for where it puts them: matches
         that were found without a pose. None where those are `matches`.
+    agreement : (int, int) or None
+        Features of the frame that were matched, and those that agree with the pose, of
+        methods without 2D-3D matches.
     """
 
     status: PoseStatus
@@ -84,15 +87,20 @@ class Candidate:
     point_sigmas: Float32Array | None = None
     pixel_sigmas: Float32Array | None = None
     first: Candidate | None = None
+    agreement: tuple[int, int] | None = None
 
     @property
     def num_matches(self) -> int:
-        """2D-3D matches found."""
+        """Matches found."""
+        if self.agreement is not None:
+            return self.agreement[0]
         return 0 if self.matches is None else len(self.matches)
 
     @property
     def num_inliers(self) -> int:
-        """2D-3D matches kept."""
+        """Matches kept."""
+        if self.agreement is not None:
+            return self.agreement[1]
         return (
             0 if self.inlier_mask is None else int(np.count_nonzero(self.inlier_mask))
         )

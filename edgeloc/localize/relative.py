@@ -352,8 +352,16 @@ def localize_by_relative(
                 cam_from_world=solved.pose,
                 covariance=covariance,
                 reproj_rmse_px=solved.rms_sigmas,
+                agreement=(
+                    len(np.unique(query_idx)),
+                    len(np.unique(query_idx[solved.inliers])),
+                ),
             )
-    return _beside_a_keyframe(said, rays.centers, coarse, options)
+    beside = _beside_a_keyframe(said, rays.centers, coarse, options)
+    if beside.cam_from_world is None:
+        return beside
+    # One keyframe says where: its matches, each of another feature, are the evidence.
+    return replace(beside, agreement=(len(np.unique(query_idx)), said[0].num_inliers))
 
 
 def _is_sound(

@@ -54,7 +54,7 @@ def deciding_candidate(estimate: PoseEstimate, trace: FrameTrace) -> Candidate |
         the most inliers, then matches: the better rung that failed. None when no
         candidate has any.
     """
-    with_matches = [c for c in trace.candidates.values() if c.num_matches > 0]
+    with_matches = [c for c in trace.candidates.values() if c.matches]
     if not with_matches:
         return None
     return max(

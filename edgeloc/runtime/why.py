@@ -107,9 +107,9 @@ def _candidate_text(candidate: Candidate) -> str:
     parts = [candidate.status.value]
     if candidate.cause is not Cause.NONE:
         parts.append(f"rejected: {candidate.cause.value}")
-    if candidate.matches is not None:
+    if candidate.num_matches or candidate.matches is not None:
         parts.append(f"{candidate.num_matches} matches")
-    if candidate.inlier_mask is not None:
+    if candidate.num_inliers or candidate.inlier_mask is not None:
         parts.append(f"{candidate.num_inliers} inliers")
     if candidate.reproj_rmse_px:
         parts.append(f"residual {candidate.reproj_rmse_px:.2f} px")

@@ -57,6 +57,9 @@ def test_an_exact_place_with_wrong_matches(seed, make):
     assert world.error(answer.cam_from_world) < 0.02
     turn = rotation_angle_rad(answer.cam_from_world.R @ TRUTH.R.T)
     assert np.rad2deg(turn) < 0.25
+    # Features of the frame, however many keyframes each was matched with.
+    assert answer.num_matches == len(np.unique(world.matches().query_idx))
+    assert 0.5 * answer.num_matches < answer.num_inliers <= answer.num_matches
     xi = log_se3(TRUTH @ answer.cam_from_world.inverse())
     assert xi @ np.linalg.solve(answer.covariance, xi) < 40
 
@@ -106,6 +109,7 @@ def test_one_keyframe_alone_is_coarse():
     answer = localize(world)
     assert (answer.status, answer.rung) == (PoseStatus.COARSE, Rung.RELATIVE)
     assert answer.cause is Cause.AMBIGUOUS
+    assert 30 <= answer.num_inliers <= answer.num_matches
     turn = rotation_angle_rad(answer.cam_from_world.R @ TRUTH.R.T)
     assert np.rad2deg(turn) < 1.0
     center = answer.cam_from_world.origin_in_a
