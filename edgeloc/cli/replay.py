@@ -173,6 +173,8 @@ def _info(log: LogReader, args: argparse.Namespace) -> int:
             )
             counts["answers"] += entry.answer is not None
         del facts["type"]
+        if session.aids is not None:
+            facts["aids"]["static_mask"] = session.aids.static_mask is not None
         facts = {"session": number, **facts, **counts}
         facts["counters"] = {} if counters is None else dict(counters.values)
         facts["ended"] = counters is not None and counters.end

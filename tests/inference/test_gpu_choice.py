@@ -15,7 +15,7 @@ from edgeloc.errors import BackendUnavailableError, ModelError
 from edgeloc.features.learned import LearnedRetrieval
 from edgeloc.inference import cuda, trt
 from edgeloc.inference.backend import BackendOptions, choose_backend, open_backend
-from edgeloc.inference.manifest import load_model, shipped_folder
+from edgeloc.inference.manifest import HeadSpec, load_model, shipped_folder
 from edgeloc.inference.network import open_network
 from edgeloc.inference.ort import tensorrt_options
 from edgeloc.inference.variants import base_name, find_variant
@@ -241,7 +241,20 @@ def test_tensorrt_that_is_too_old_is_named(monkeypatch):
 def test_heads_run_on_the_cpu_whatever_the_others_do(tmp_path, caplog, backend):
     """They are a few products of matrices, and need no engine."""
     model = load_model(write_model(tmp_path, RETRIEVAL, retrieval_network()))
-    head = replace(model, manifest=replace(model.manifest, role="regress"))
+    spec = HeadSpec(family="orb")
+    head = replace(model, manifest=replace(model.manifest, role="regress", head=spec))
     opened = open_backend(head, BackendOptions(backend=backend))
     assert opened.describe().startswith("ort-cpu")
     assert caplog.text == ""
+
+
+def test_networks_of_a_site_that_take_pictures_run_where_others_do(
+    tmp_path, monkeypatch
+):
+    providers = ["CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    model = load_model(write_model(tmp_path, RETRIEVAL, retrieval_network()))
+    spec = HeadSpec(family="")
+    whole = replace(model, manifest=replace(model.manifest, role="regress", head=spec))
+    with pytest.raises(BackendUnavailableError, match="--backend ort-cuda"):
+        open_backend(whole, BackendOptions(backend="ort-cuda"))

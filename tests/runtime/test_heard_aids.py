@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -244,6 +245,9 @@ def test_the_command(
 ) -> None:
     """Renewed, the log still has what helped; of version 1, it is said to lack it."""
     again = tmp_path / "again.log"
+    assert replay_command.main([str(helped[0]), "--info"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["aids"] == {"static_mask": True, "segmenter": True, "priors": True}
     assert replay_command.main([str(helped[0]), "--write", str(again)]) == 0
     site = ["--map", str(orb_site.path)]
     assert replay_command.main([str(again), *site, "--compare"]) == 0
