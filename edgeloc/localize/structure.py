@@ -192,6 +192,7 @@ class _Sound:
     matches: Matches2D3D
     point_sigmas: Float32Array
     pixel_sigmas: Float32Array
+    pairs: _Pairs
     local_map: LocalMap
     cluster: list[int]
 
@@ -228,54 +229,59 @@ def covisibility_clusters(
     return sorted(clusters.values(), key=lambda c: (-len(c), c[0]))
 
 
-def match_local_map(
-    query: Query,
-    local_map: LocalMap,
-    *,
-    similarity: Float32Array,
-    visible: Sequence[IntArray],
-    options: MatchOptions,
-) -> tuple[Matches2D3D, Float32Array, Float32Array]:
-    """Return 2D-3D matches and the standard deviations of their two ends, px and m.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Pairs:
+    """Which features show which landmarks of a local map, best first."""
 
-    Parameters
-    ----------
-    query : Query
-        The frame.
-    local_map : LocalMap
-        Landmarks.
-    similarity : ndarray of shape (P, N), float32
-        Of the landmarks to the features, see `LandmarkComparison`.
-    visible : sequence of ndarray of int64
-        Landmark ids that each of its keyframes sees, ascending.
-    options : MatchOptions
-        What counts as a match.
-    """
-    query_idx, point_idx, scores = match_to_keyframes(
-        similarity,
-        [np.searchsorted(local_map.point3D_ids, ids) for ids in visible],
-        options,
-    )
-    return _pairs(
-        query, local_map, query_idx=query_idx, point_idx=point_idx, scores=scores
-    )
+    query_idx: IntArray
+    point_idx: IntArray
+    scores: Float32Array
 
+    def weighed(
+        self, local_map: LocalMap, weigh: Callable[[IntArray], Float32Array] | None
+    ) -> _Pairs:
+        """Return those of landmarks that may still be there, with scores times that."""
+        if weigh is None:
+            return self
+        weights = weigh(local_map.point3D_ids[self.point_idx])
+        return replace(self, scores=self.scores * weights).where(weights > 0)
 
-def _pairs(
-    query: Query,
-    local_map: LocalMap,
-    *,
-    query_idx: IntArray,
-    point_idx: IntArray,
-    scores: Float32Array,
-) -> tuple[Matches2D3D, Float32Array, Float32Array]:
-    matches = Matches2D3D(
-        points2D=query.features.keypoints[query_idx].astype(np.float64),
-        points3D=local_map.points3D[point_idx],
-        point3D_ids=local_map.point3D_ids[point_idx],
-        scores=scores,
-    )
-    return matches, query.features.sigmas[query_idx], local_map.sigmas[point_idx]
+    def where(self, mask: BoolArray) -> _Pairs:
+        """Return some of them."""
+        return _Pairs(
+            query_idx=self.query_idx[mask],
+            point_idx=self.point_idx[mask],
+            scores=self.scores[mask],
+        )
+
+    def joined(self, others: _Pairs) -> _Pairs:
+        """Return these and those of the others that are not among them."""
+        stride = 1 + int(max(self.query_idx.max(initial=0), others.query_idx.max()))
+        new = ~np.isin(
+            others.point_idx * stride + others.query_idx,
+            self.point_idx * stride + self.query_idx,
+        )
+        return _Pairs(
+            query_idx=np.concatenate([self.query_idx, others.query_idx[new]]),
+            point_idx=np.concatenate([self.point_idx, others.point_idx[new]]),
+            scores=np.concatenate([self.scores, others.scores[new]]),
+        )
+
+    def matches(
+        self, query: Query, local_map: LocalMap
+    ) -> tuple[Matches2D3D, Float32Array, Float32Array]:
+        """Return 2D-3D matches and the standard deviations of their ends, px and m."""
+        matches = Matches2D3D(
+            points2D=query.features.keypoints[self.query_idx].astype(np.float64),
+            points3D=local_map.points3D[self.point_idx],
+            point3D_ids=local_map.point3D_ids[self.point_idx],
+            scores=self.scores,
+        )
+        return (
+            matches,
+            query.features.sigmas[self.query_idx],
+            local_map.sigmas[self.point_idx],
+        )
 
 
 def select_matches(matches: Matches2D3D, mask: BoolArray) -> Matches2D3D:
@@ -493,20 +499,15 @@ def relocalize(
         local_map = load_local_map(retrieved.keyframe_ids[np.array(cluster)])
         if len(local_map) < options.integrity.min_inliers:
             continue
-        matches, pixel_sigmas, point_sigmas = match_local_map(
-            query,
-            local_map,
-            similarity=comparison.similarity(local_map),
-            visible=[visible[idx] for idx in cluster],
-            options=options.match,
+        query_idx, point_idx, scores = match_to_keyframes(
+            comparison.similarity(local_map),
+            [np.searchsorted(local_map.point3D_ids, visible[idx]) for idx in cluster],
+            options.match,
         )
-        if weigh is not None:
-            weights = weigh(matches.point3D_ids)
-            kept = weights > 0
-            matches = select_matches(
-                replace(matches, scores=matches.scores * weights), kept
-            )
-            pixel_sigmas, point_sigmas = pixel_sigmas[kept], point_sigmas[kept]
+        pairs = _Pairs(query_idx=query_idx, point_idx=point_idx, scores=scores).weighed(
+            local_map, weigh
+        )
+        matches, pixel_sigmas, point_sigmas = pairs.matches(query, local_map)
         if len(matches) < options.integrity.min_inliers:
             rejected = rejected or replace(
                 LOST, cause=Cause.FEW_MATCHES, matches=matches
@@ -542,6 +543,7 @@ def relocalize(
                 matches=matches,
                 point_sigmas=point_sigmas,
                 pixel_sigmas=pixel_sigmas,
+                pairs=pairs,
                 local_map=local_map,
                 cluster=cluster,
             )
@@ -633,12 +635,11 @@ def _look_again(
         similarity=similarity,
         options=options.second_look,
     )
-    if weigh is not None:
-        kept = weigh(found.local_map.point3D_ids[point_idx]) > 0
-        query_idx, point_idx, scores = query_idx[kept], point_idx[kept], scores[kept]
-    matches, pixel_sigmas, point_sigmas = _pairs(
-        query, found.local_map, query_idx=query_idx, point_idx=point_idx, scores=scores
+    beside = _Pairs(query_idx=query_idx, point_idx=point_idx, scores=scores)
+    pairs = beside.weighed(found.local_map, weigh).joined(
+        found.pairs.where(found.result.inlier_mask)
     )
+    matches, pixel_sigmas, point_sigmas = pairs.matches(query, found.local_map)
     result = estimate_pose(
         matches,
         query.camera,
