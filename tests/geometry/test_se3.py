@@ -139,6 +139,17 @@ def test_skew_is_the_cross_product(a, b):
     np.testing.assert_allclose(skew(a) @ b, np.cross(a, b), atol=1e-9)
 
 
+def test_mean_rotation_is_that_of_quaternions():
+    """Also of rotations that are far apart: the largest eigenvector of q q^T."""
+    rng = np.random.default_rng(3)
+    rotations = np.stack([exp_so3(v) for v in rng.normal(scale=0.8, size=(7, 3))])
+    weights = rng.uniform(0.1, 2.0, 7)
+    quats = np.stack([quat_from_rotation(R) for R in rotations])
+    _, vectors = np.linalg.eigh(np.einsum("k,ki,kj->ij", weights, quats, quats))
+    expected = rotation_from_quat(vectors[:, -1])
+    np.testing.assert_allclose(mean_rotation(rotations, weights), expected, atol=1e-12)
+
+
 def test_mean_rotation_lies_between_and_follows_the_weights():
     centre = exp_so3([0.3, -2.0, 0.5])
     tilt = np.array([0.2, 0.1, -0.1])
