@@ -23,11 +23,13 @@ _SAME_SIGMA = 0.012
 calibrated well. More frames do not reduce it."""
 _SIGNIFICANT = 3.0
 """Standard deviations. The most that the 241 showed are 2.2."""
-_DRIFT_SIGMA = 0.005
+_DRIFT_SIGMA = 0.001
 """Between two fits: lenses focus."""
 _TURN = 0.25
 """Share of its displacement, as an angle at the landmarks, by which a pose is turned:
 less than 0.15 in the median of every site."""
+_AS_WELL = 1.5
+"""Ratio of variances."""
 _MIN_FITS = 3
 _NS_PER_S = 1_000_000_000
 _OPEN_EVERY_NS = _NS_PER_S // 3
@@ -53,22 +55,20 @@ class FocalEvidence:
     num_fits: int = 0
 
     def updated(self, fit: FocalFit) -> FocalEvidence:
-        """Return the evidence with one more fit.
-
-        One that contradicts all others is believed as much as all of them: the lens may
-        have zoomed, or they were wrong. The next one decides.
-        """
+        """Return the evidence with one more fit."""
         noise = (_NOISE * fit.sigma) ** 2
         variance = self.variance + _DRIFT_SIGMA**2
-        surprise = fit.log_focal - self.log_focal
-        if surprise**2 > _SIGNIFICANT**2 * (variance + noise):
-            variance = surprise**2
         gain = variance / (variance + noise)
         return FocalEvidence(
-            log_focal=self.log_focal + gain * surprise,
+            log_focal=self.log_focal + gain * (fit.log_focal - self.log_focal),
             variance=(1.0 - gain) * variance,
             num_fits=self.num_fits + 1,
         )
+
+    def contradicts(self, fit: FocalFit) -> bool:
+        """Return whether a fit is far from what the others say."""
+        sigma = math.hypot(math.sqrt(self.variance), _NOISE * fit.sigma, _DRIFT_SIGMA)
+        return abs(fit.log_focal - self.log_focal) > _SIGNIFICANT * sigma
 
     @property
     def is_off(self) -> bool:
@@ -86,8 +86,8 @@ class FocalEvidence:
 class FocalWatch:
     """Keeps fixes through a lens that does not fit from being told as LOCALIZED.
 
-    Fits cost time: there are three a second until the evidence is settled, then one
-    every ten seconds; as long as the lens does not fit, one of every fix.
+    It costs time, and pictures in a row show the same: a focal length is fitted three
+    times a second until the evidence is settled, then every ten seconds.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class FocalWatch:
 
     def reset(self) -> None:
         """Forget all fixes."""
-        self.evidence = FocalEvidence()
+        self.evidence = self._rival = FocalEvidence()
         self._fitted_ns: int | None = None
 
     def judge(self, fix: Candidate, timestamp_ns: int) -> Candidate:
@@ -126,30 +126,55 @@ class FocalWatch:
         """
         if self._cold:
             self.reset()
-        if not self._is_due(timestamp_ns):
-            return fix
+        fit = self._fit(fix, timestamp_ns) if self._is_due(timestamp_ns) else None
+        if fit is not None:
+            self._learn(fit)
+        if self.evidence.is_off:
+            self._warn()
+            return demoted(fix, self.evidence.log_focal)
+        if fit is not None:
+            alone = FocalEvidence().updated(fit)
+            if alone.is_off:
+                return demoted(fix, alone.log_focal)
+        return fix
+
+    def _fit(self, fix: Candidate, timestamp_ns: int) -> FocalFit | None:
         # What is looked for beside the pixels of a pose agrees with it, right or wrong.
         free = fix.first or fix
-        if free.matches is not None and free.cam_from_world is not None:
-            self._fitted_ns = timestamp_ns
-            fit = fit_focal(
-                free.matches,
-                self._camera,
-                free.cam_from_world,
-                point_sigmas=free.point_sigmas,
-                pixel_sigmas=free.pixel_sigmas,
-            )
-            if fit is not None:
-                self.evidence = self.evidence.updated(fit)
-        if not self.evidence.is_off:
-            return fix
-        self._warn()
-        return demoted(fix, self.evidence.log_focal)
+        if free.matches is None or free.cam_from_world is None:
+            return None
+        self._fitted_ns = timestamp_ns
+        return fit_focal(
+            free.matches,
+            self._camera,
+            free.cam_from_world,
+            point_sigmas=free.point_sigmas,
+            pixel_sigmas=free.pixel_sigmas,
+        )
+
+    def _learn(self, fit: FocalFit) -> None:
+        """Take one more fit.
+
+        Those that contradict what is known are gathered by themselves, and believed as
+        soon as they know it as well: the lens may have zoomed, or the first fixes were
+        wrong. Weak fixes through a wrong lens agree with it again and again, but never
+        as narrowly as strong ones do with the right one.
+        """
+        if not self.evidence.contradicts(fit):
+            self.evidence = self.evidence.updated(fit)
+            self._rival = FocalEvidence()
+            return
+        if self._rival.contradicts(fit):
+            self._rival = FocalEvidence()
+        self._rival = self._rival.updated(fit)
+        if self._rival.variance <= _AS_WELL * self.evidence.variance:
+            self.evidence, self._rival = self._rival, FocalEvidence()
 
     def _is_due(self, timestamp_ns: int) -> bool:
-        if self._fitted_ns is None or self.evidence.is_off:
+        if self._fitted_ns is None:
             return True
-        every_ns = _SETTLED_EVERY_NS if self.evidence.is_settled else _OPEN_EVERY_NS
+        settled = self.evidence.is_settled and not self._rival.num_fits
+        every_ns = _SETTLED_EVERY_NS if settled else _OPEN_EVERY_NS
         return abs(timestamp_ns - self._fitted_ns) >= every_ns
 
     def _warn(self) -> None:

@@ -87,15 +87,6 @@ def test_a_few_percent_are_borne_however_many_say_so():
     assert not evidence.is_off
 
 
-def test_one_wild_fit_among_right_ones_does_not_last():
-    evidence = FocalEvidence()
-    for _ in range(20):
-        evidence = evidence.updated(RIGHT)
-    evidence = evidence.updated(SHORT)
-    assert evidence.is_off
-    assert not evidence.updated(RIGHT).is_off
-
-
 # What is left of a fix
 
 
@@ -154,6 +145,39 @@ def test_matches_that_were_found_without_a_pose_are_asked(monkeypatch):
     first = some_fix(30)
     FocalWatch(CAMERA, cold=True).judge(replace(some_fix(), first=first), 0)
     assert asked == [first.matches]
+
+
+def statuses(monkeypatch, fits):
+    """Return how fixes are told whose focal lengths fit so."""
+    left = list(fits)
+    monkeypatch.setattr(focal_watch, "fit_focal", lambda *_, **__: left.pop(0))
+    watch = FocalWatch(CAMERA, cold=False)
+    found = [
+        watch.judge(some_fix(), idx * SECOND_NS).status for idx in range(len(left))
+    ]
+    return [status is PoseStatus.LOCALIZED for status in found]
+
+
+def test_one_wild_fit_among_right_ones_counts_for_its_own_frame(monkeypatch):
+    every_second_is_asked = [RIGHT] * 2 + [SHORT] + [RIGHT] * 2
+    localized = statuses(monkeypatch, every_second_is_asked)
+    assert localized == [True, True, False, True, True]
+
+
+def test_a_wild_first_fit_is_soon_forgotten(monkeypatch):
+    assert statuses(monkeypatch, [SHORT] + [RIGHT] * 4)[-3:] == [True] * 3
+
+
+def test_a_lens_that_zooms_is_not_what_it_was(monkeypatch):
+    localized = statuses(monkeypatch, [RIGHT] * 2 + [SHORT] * 8 + [RIGHT] * 8)
+    assert localized[:10] == [True] * 2 + [False] * 8
+    assert localized[-2:] == [True] * 2
+
+
+def test_weak_fits_of_a_wrong_lens_do_not_clear_it(monkeypatch):
+    """With half of the right matches among the outliers, many a fit stays at 1."""
+    weak = FocalFit(log_focal=-0.01, sigma=0.012)
+    assert not any(statuses(monkeypatch, [SHORT] * 30 + [weak] * 50))
 
 
 def test_a_fix_without_landmarks_is_told_while_nothing_speaks_against_it():
