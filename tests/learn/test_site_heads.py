@@ -78,12 +78,6 @@ def answers(path: Path, method: str):
 def test_the_site_becomes_its_next_version_at_once(orb_site, trained):
     path, scene, pose = trained
     site = open_site(path, verify=True)
-    regress_is_surer = pose["position_sigma"] < pose["interpolate_position_sigma"]
-    surer = "regress" if regress_is_surer else "interpolate"
-    assert pose["surer_on_held_out_frames"] == surer
-    assert pose["interpolate_position_sigma"] == pytest.approx(
-        float(site.retrieval_arrays["calibration"][1]), abs=1e-5
-    )
     verify_site(path)
     assert set(site.manifest.rungs) >= {"RELOCALIZE", "SCENE_COORDS", "REGRESS"}
     assert set(site.manifest.models) >= {"scene_coords", "regress"}

@@ -18,7 +18,6 @@ from edgeloc.geometry.se3 import rotation_angle_rad
 from edgeloc.inference.backend import BackendOptions
 from edgeloc.inference.head import Head, open_head
 from edgeloc.inference.manifest import HeadSpec, InputSpec, ModelManifest
-from edgeloc.localize.coarse import CoarseCalibration
 from edgeloc.localize.regress import rotation_from_six
 from edgeloc.runtime.site_models import open_site_family
 from edgeloc.tiles.add_models import add_models
@@ -113,8 +112,6 @@ def train_regress_head(
         rungs=("REGRESS",),
         arrays=calibration.to_arrays(),
     )
-    # The same quantile of the same kind of error; other methods need no such head.
-    coarse = CoarseCalibration.from_arrays(site.retrieval_arrays)
     num_images = len(np.unique(samples.image_idx))
     write_card(
         out,
@@ -138,10 +135,6 @@ def train_regress_head(
         "rotation_sigma_deg": round(
             float(np.rad2deg(calibration.rotation_sigma_rad)), 3
         ),
-        "interpolate_position_sigma": round(coarse.position_sigma, 5),
-        "surer_on_held_out_frames": "regress"
-        if calibration.position_sigma < coarse.position_sigma
-        else "interpolate",
     }
 
 
