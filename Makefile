@@ -34,11 +34,15 @@ demo-site: $(STAMP) ## film and map the packaged demo again (minutes)
 	$(BIN)/edgeloc-build map --format tum --input $(OUT)/demo-room -o edgeloc/demo/site
 	cp $(addprefix $(OUT)/demo-input/,clip.mp4 clip_gt.txt camera.json) edgeloc/demo/
 
+# A worker a core; more threads than cores would make small products ten times slower.
+PYTEST = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q \
+  -n logical --maxprocesses 4 --dist loadgroup
+
 test: $(DEV_STAMP) ## all tests but the slow ones
-	$(BIN)/python -m pytest -q -m 'not slow and not device and not camera'
+	$(PYTEST) -m 'not slow and not device and not camera'
 
 test-all: $(DEV_STAMP) ## the slow ones too
-	$(BIN)/python -m pytest -q -m 'not device and not camera'
+	$(PYTEST) -m 'not device and not camera'
 
 check: $(DEV_STAMP) ## formatter, linter, types, import contracts
 	$(BIN)/ruff format --check .

@@ -17,6 +17,17 @@ pytest_plugins = ("site_fixture",)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+# Several processes with deadlines: one test at a time, or they disturb each other.
+_REAL_TIME = ("scenarios/", "cli/test_run_", "evaluate/test_deadline", "test_memory")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep a file's tests, and all those in real time, on one worker of xdist."""
+    name = item.location[0].replace("\\", "/")
+    real_time = any(part in name for part in _REAL_TIME)
+    item.add_marker(pytest.mark.xdist_group("real time" if real_time else name))
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the test's own name, so that failures repeat."""
