@@ -223,8 +223,8 @@ def test_trained_by_poses_alone_it_localizes(orb_site, tmp_path):
         if estimate.status is PoseStatus.LOCALIZED
     ]
     assert len(errors) >= 6
-    assert np.median([e.position_m for e in errors]) < 0.03
-    assert np.median([e.nees for e in errors]) < 40.0
+    assert np.median([e.position_m for e in errors]) < 0.05
+    assert np.median([e.nees for e in errors]) < 20.0
 
 
 def test_reprojection_alone_teaches_where_things_are(tmp_path):
