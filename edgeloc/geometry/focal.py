@@ -92,15 +92,9 @@ def fit_focal(
 
     Notes
     -----
-    Of 434 poses through lenses with 0.3 to 2 times the focal length, in six places with
-    two kinds of features, 419 lead to one that is clearly another than the given one.
-    Most others have fewer than a third of their matches as inliers. Sampling focal
-    lengths as in [1]_, the pose moved along the axis for each, found none of them.
-
-    References
-    ----------
-    .. [1] Sattler, Sweeney, Pollefeys, "On Sampling Focal Length Values to Solve the
-       Absolute Pose Problem", ECCV 2014.
+    Of 491 wrong poses through lenses with 0.3 to 2 times the focal length, in seven
+    places with two kinds of features, 473 lead to one that is clearly another than the
+    given one. Nearly all others have fewer than a third of their matches as inliers.
     """
     points2D = np.asarray(matches.points2D, dtype=np.float64)
     points3D = np.asarray(matches.points3D, dtype=np.float64)
