@@ -27,7 +27,7 @@ class KnownFrames:
     """
 
     colour = False
-    match_ratio = 0.95
+    match_ratio = 0.99
 
     def __init__(self, site: Site) -> None:
         spec = site.manifest.family
