@@ -100,6 +100,7 @@ def input_sizes(spec: InputSpec, *, width: int, height: int) -> InputSizes:
         Of the network.
     width, height : int
         Of the images, px; without effect where the network has a size of its own.
+        They may come turned by a right angle.
     """
     if spec.size is not None:
         return InputSizes(least=spec.size, usual=spec.size, most=spec.size)
@@ -108,8 +109,8 @@ def input_sizes(spec: InputSpec, *, width: int, height: int) -> InputSizes:
         return -(-side // spec.size_multiple) * spec.size_multiple
 
     usual = (padded(height), padded(width))
-    least = (min(padded(LEAST_SIDE_PX), usual[0]), min(padded(LEAST_SIDE_PX), usual[1]))
-    return InputSizes(least=least, usual=usual, most=usual)
+    least, most = min(padded(LEAST_SIDE_PX), *usual), max(usual)
+    return InputSizes(least=(least, least), usual=usual, most=(most, most))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,9 @@ _log = logging.getLogger(__name__)
 _LATE_SETTING = 2
 """Of `ladder.KNOBS`."""
 
+_TURN_EVERY_NS = 1_000_000_000
+"""A lost camera is seldom a rolled one, and turning a picture takes time."""
+
 _AHEAD_KEYFRAMES, _AHEAD_S = 8.0, 2.0
 """Tiles are read ahead within so many distances of keyframes, or seconds of way."""
 
@@ -133,6 +136,8 @@ class Estimator:
         self._looking = Looking(parts, self._following, self._clock)
         self._parts = parts
         self._late_setting = _LATE_SETTING
+        self._turns = 0
+        self._turned_ns: int | None = None
         self._failures = RepeatedWarning(_log, self._clock)
 
     def warm_up(self) -> None:
@@ -161,6 +166,7 @@ class Estimator:
             self._timer.end_frame()
         self._following.reset()
         self._focal_watch.reset()
+        self._turned_ns = None
         self._looking.forget()
         if self._parts.masks is not None:
             self._parts.masks.forget()
@@ -267,7 +273,7 @@ class Estimator:
         """Return the answer and how it came about."""
         self._timer.start_frame()
         self._tiles.start_frame()
-        work = FrameWork(self._parts, frame, budget, offer)
+        work = FrameWork(self._parts, frame, budget, offer=offer, turns=self._turns)
         self._looking.note_time(frame.timestamp_ns)
         self._sense(work)
         try:
@@ -338,8 +344,10 @@ class Estimator:
                 failed = candidate.cam_from_world is None
                 self._late_setting = 0 if failed else _LATE_SETTING
             work.candidates[attempt.step.name.upper()] = candidate
-            if _looked_in_vain(attempt, candidate) and work.widen():
-                continue  # everywhere, where there is time for that
+            if _looked_in_vain(attempt, candidate) and (
+                work.widen() or self._turn(work)
+            ):
+                continue  # everywhere, or at a turned picture
             state = state.after(attempt.step.name, candidate.cause, stages=work.done)
             if candidate.cam_from_world is None:
                 if work.has_no_features:
@@ -349,6 +357,16 @@ class Estimator:
                 work.offer(self._estimate(self._best(work), work))
             if len(plan.attempts) == 1:
                 return
+
+    def _turn(self, work: FrameWork) -> bool:
+        """Turn a frame that was looked at in vain; in a stream one in a second."""
+        timestamp_ns, last_ns = work.frame.timestamp_ns, self._turned_ns
+        if self._options.cold:
+            return work.turn()
+        if last_ns is not None and 0 <= timestamp_ns - last_ns < _TURN_EVERY_NS:
+            return False
+        self._turned_ns = timestamp_ns
+        return work.turn()
 
     def _have(self, work: FrameWork) -> frozenset[Need]:
         have = set(self._data)
@@ -402,6 +420,7 @@ class Estimator:
         if not self._believing.allows(work.measured, fix):
             return lost_like(fix, Cause.AMBIGUOUS)
         if not self._options.cold:
+            self._turns = work.turns
             fix = self._following.accept(
                 fix, work.grey(), work.frame.timestamp_ns, work.prediction
             )

@@ -7,7 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgeloc.features.extract import extract_prepared, prepare_image, to_grey
+from edgeloc.features.extract import (
+    extract_prepared,
+    prepare_image,
+    quarter_turned,
+    to_grey,
+)
+from edgeloc.features.learned import LearnedFamily, LearnedRetrieval
 from edgeloc.inference.network import Submitted
 from edgeloc.localize.candidate import Candidate, FrameTrace, Query
 from edgeloc.localize.keyframe_matches import KeyframeMatches, KeyframeViews
@@ -28,6 +34,13 @@ from edgeloc.types import (
 _NUM_NEAR = 3
 """Keyframes around the last fix that are looked at whatever retrieval says."""
 
+_TURN_GAIN = 0.05
+"""Cosine by which a turned picture must look more like a keyframe: 0.13 and more where
+the camera was rolled, hardly anything where the place is another."""
+
+_FEW_FEATURES = 50
+"""A picture with fewer shows nothing, turned or not."""
+
 _REACH_KEYFRAMES = 8.0
 """Keyframes help within so many distances of keyframes from the camera."""
 
@@ -45,6 +58,8 @@ class FrameWork:
         Its time.
     offer : callable or None
         Takes candidates while the frame is worked on.
+    turns : int
+        Right angles by which the networks see the picture turned counterclockwise.
 
     Attributes
     ----------
@@ -73,9 +88,12 @@ class FrameWork:
         parts: SiteParts,
         frame: Frame,
         budget: FrameBudget,
+        *,
         offer: Callable[[PoseEstimate], None] | None = None,
+        turns: int = 0,
     ) -> None:
         self._parts = parts
+        self.turns = turns
         self.frame = frame
         self.budget = budget
         self.begin_ns = budget.clock.now_ns()
@@ -90,7 +108,7 @@ class FrameWork:
         self._begun: Submitted | None = None
         self._query: Query | None = None
         self._retrieved: RetrievalResult | None = None
-        self._narrowed = self._anywhere = False
+        self._narrowed = self._anywhere = self._turned = False
         self.num_compared = 0
         self.keyframe_matches: tuple[KeyframeViews, KeyframeMatches] | None = None
 
@@ -142,7 +160,7 @@ class FrameWork:
             with parts.timer.stage("preprocess"):
                 if "retrieve" in attempt.step.stages:
                     # A GPU describes the picture while the CPU prepares it.
-                    self._begun = parts.retrieval.begin(self.frame.image)
+                    self._begun = parts.retrieval.begin(self._seen(self.turns))
                 prepared = prepare_image(
                     self.frame.image, parts.family, max_side_px=spec.max_side_px
                 )
@@ -154,6 +172,7 @@ class FrameWork:
                     parts.family,
                     max_keypoints=max(1, round(wanted * attempt.settings.keypoints)),
                     mask=mask,
+                    turns=self.turns,
                 )
                 descriptors = parts.family.decode(features.descriptors)
             self.done.update(("preprocess", "features"))
@@ -174,13 +193,56 @@ class FrameWork:
         self.done.discard("retrieve")
         return True
 
+    def turn(self) -> bool:
+        """Turn the picture to where retrieval knows it best.
+
+        Networks know the world upright, within about 45 degrees. Of four right angles
+        one is within that, and similarity tells which.
+
+        Returns
+        -------
+        bool
+            Whether the picture is seen in another way from now on.
+        """
+        retrieval = self._parts.retrieval
+        if (
+            self._turned
+            or self._query is None
+            or len(self._query.features) < _FEW_FEATURES
+            or not isinstance(retrieval, LearnedRetrieval)
+            or not isinstance(self._parts.family, LearnedFamily)
+        ):
+            return False
+        self._turned = True
+        with self._parts.timer.stage("turn"):
+            scores = np.array([self._likeness(turns) for turns in range(4)])
+        best = int(np.argmax(scores))
+        if scores[best] < scores[self.turns] + _TURN_GAIN:
+            return False
+        self.turns = best
+        self._query = self._retrieved = self._begun = self.keyframe_matches = None
+        self.done -= {"features", "retrieve"}
+        return True
+
+    def _likeness(self, turns: int) -> float:
+        """Return the cosine of the turned picture with the keyframe most like it."""
+        parts = self._parts
+        vector = parts.retrieval.global_descriptor(
+            self._seen(turns), np.zeros((0, 0), np.float32)
+        )
+        found = parts.index.search(vector, k=1)
+        return float(found.scores[0]) if len(found) else -1.0
+
+    def _seen(self, turns: int) -> ByteArray:
+        return quarter_turned(self.frame.image, turns)
+
     def retrieved(self) -> RetrievalResult:
         """Return the keyframes that look like the frame, and those around the prior."""
         if self._retrieved is None:
             query = self.query()
             with self._parts.timer.stage("retrieve"):
                 vector = self._parts.retrieval.global_descriptor(
-                    self.frame.image, query.descriptors, begun=self._begun
+                    self._seen(self.turns), query.descriptors, begun=self._begun
                 )
                 self._query = replace(query, global_descriptor=vector)
                 self._retrieved = self._search(self._query)

@@ -111,7 +111,9 @@ class Looking:
                     "look", setting=setting, share=1.2 / num_parts
                 )
                 self._mask_ns = spare_ns - needed_ns
-                look = self._look_at_part(work.frame, covariance, num_parts)
+                look = self._look_at_part(
+                    work.frame, covariance, num_parts, turns=work.turns
+                )
                 self._look = look, _setting_of(num_parts)
         if self._look is None:
             return
@@ -216,12 +218,12 @@ class Looking:
         return 0
 
     def _look_at_part(
-        self, frame: Frame, covariance: FloatArray, num_parts: int
+        self, frame: Frame, covariance: FloatArray, num_parts: int, *, turns: int = 0
     ) -> Look:
         """Return the features of the part of the picture that is next."""
         with self._parts.timer.stage("look", setting=_setting_of(num_parts)):
             rows = self._following.next_rows(num_parts)
-            features = self._features_of_rows(frame, rows)
+            features = self._features_of_rows(frame, rows, turns)
             return self._following.look(features, rows, frame.timestamp_ns, covariance)
 
     def _recognise(self, look: Look, setting: int, *, until_ns: int | None) -> bool:
@@ -232,7 +234,9 @@ class Looking:
             self._following.recognise(look)
         return True
 
-    def _features_of_rows(self, frame: Frame, rows: tuple[int, int]) -> Features:
+    def _features_of_rows(
+        self, frame: Frame, rows: tuple[int, int], turns: int
+    ) -> Features:
         """Return the features in some rows of a picture, px of the whole of it."""
         parts, image = self._parts, frame.image
         mask = None
@@ -256,6 +260,7 @@ class Looking:
             parts.family,
             max_keypoints=max(1, round(wanted * (last - first) / height)),
             mask=None if mask is None else mask[first:last],
+            turns=turns,
         )
         shift = np.array([0.0, first], np.float32)
         return replace(features, keypoints=features.keypoints + shift)

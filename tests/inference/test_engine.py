@@ -193,12 +193,13 @@ def test_a_record_without_end_is_not_read(files):
 def test_sizes_go_by_camera_and_network():
     free = FEATURES.input  # multiples of 8
     sizes = input_sizes(free, width=641, height=479)
-    assert sizes == InputSizes(least=(64, 64), usual=(480, 648), most=(480, 648))
+    assert sizes == InputSizes(least=(64, 64), usual=(480, 648), most=(648, 648))
     assert sizes.takes(64, 648)  # a strip, as TRACK looks at
-    assert not sizes.takes(488, 648)
+    assert sizes.takes(648, 480)  # a picture that is turned
+    assert not sizes.takes(656, 480)
     assert not sizes.takes(56, 648)
     small = input_sizes(free, width=60, height=40)
-    assert small == InputSizes(least=(40, 64), usual=(40, 64), most=(40, 64))
+    assert small == InputSizes(least=(40, 40), usual=(40, 64), most=(64, 64))
     own = input_sizes(RETRIEVAL.input, width=641, height=479)
     assert own.least == own.usual == own.most == (24, 32)
     with pytest.raises(ModelError, match="do not ascend"):
