@@ -167,6 +167,10 @@ class StructureOptions:
     second_look : GuidedOptions or None
         How landmarks are looked for beside the pixels where the pose that was found
         puts them; None = the pose is what the first matches say.
+    second_look_quantile : float
+        What is found there must look as much like its landmark as all but this share of
+        the first inliers: how much right matches look alike depends on the descriptors
+        and on the light, and beside a right pixel there are wrong features, too.
     """
 
     match: MatchOptions = field(default_factory=MatchOptions)
@@ -177,6 +181,7 @@ class StructureOptions:
     second_look: GuidedOptions | None = field(
         default_factory=lambda: GuidedOptions(max_expected=4000)
     )
+    second_look_quantile: float = 0.05
 
 
 def structure_for(family: FeatureFamily) -> StructureOptions:
@@ -629,16 +634,17 @@ def _look_again(
         followed_ids=np.zeros(0, np.int64),
         options=options.second_look,
     )
+    inliers = found.pairs.where(found.result.inlier_mask)
+    usual = similarity[inliers.point_idx, inliers.query_idx]
+    least = float(np.quantile(usual, options.second_look_quantile))
     query_idx, point_idx, scores = match_similar(
         expected,
         keypoints=query.features.keypoints,
         similarity=similarity,
-        options=options.second_look,
+        options=replace(options.second_look, min_similarity=least),
     )
     beside = _Pairs(query_idx=query_idx, point_idx=point_idx, scores=scores)
-    pairs = beside.weighed(found.local_map, weigh).joined(
-        found.pairs.where(found.result.inlier_mask)
-    )
+    pairs = beside.weighed(found.local_map, weigh).joined(inliers)
     matches, pixel_sigmas, point_sigmas = pairs.matches(query, found.local_map)
     result = estimate_pose(
         matches,
