@@ -86,10 +86,10 @@ def test_force_builds_again_and_shape_is_heeded(no_driver, tmp_path, capsys):
     where = ("--engines", tmp_path)
     assert engine(*model, *where, "--shape", "320x200", "--precision", "fp16") == 0
     record = tmp_path / "edgeloc-features-small-int8-cpu-tensorrt-rtx.json"
-    assert json.loads(record.read_text())["sizes"] == [[64, 64], [208, 320], [208, 320]]
+    assert json.loads(record.read_text())["sizes"] == [[64, 64], [208, 320], [320, 320]]
     capsys.readouterr()
     assert engine(*model, *where, "--check", "--precision", "fp16") == 4
-    assert "takes up to 320x208 px, 640x480 is wanted" in last_line(capsys)
+    assert "takes up to 320x320 px, 640x640 is wanted" in last_line(capsys)
     arguments = (*model, *where, "--shape", "320x200", "--precision", "fp16")
     assert engine(*arguments, "--force") == 0
     assert json.loads(capsys.readouterr().out)[0]["state"] == "built"

@@ -208,7 +208,7 @@ def test_onnxruntimes_tensorrt_gets_sizes_and_a_folder(tmp_path):
     assert (options["trt_int8_enable"], options["trt_fp16_enable"]) == ("1", "1")
     assert options["trt_profile_min_shapes"] == "image:1x1x64x64"
     assert options["trt_profile_opt_shapes"] == "image:1x1x480x640"
-    assert options["trt_profile_max_shapes"] == "image:1x1x1088x1920"
+    assert options["trt_profile_max_shapes"] == "image:1x1x1920x1920"
     truth = load_model(shipped_folder() / "edgeloc-retrieval-small.json")
     options = tensorrt_options(truth, folder=None)
     assert options["trt_engine_cache_path"] == str(shipped_folder() / "engines")

@@ -179,7 +179,7 @@ def test_an_engine_is_written_and_found_again(tmp_path, library):
     assert engine.record.network == "edgeloc-features-small-int8-tensorrt"
     assert engine.record.layers == {"int8": 11}
     assert engine.record.agreement is None
-    assert engine.record.sizes.most == (608, 800)  # padded to the network's 16
+    assert engine.record.sizes.usual == (608, 800)  # padded to the network's 16
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         files.record.name,
         files.plan.name,
@@ -189,7 +189,7 @@ def test_an_engine_is_written_and_found_again(tmp_path, library):
     assert outdated(smaller, library, None) == ""
     larger = request_for("features", "int8", tmp_path, width=1280, height=720)
     assert outdated(larger, library, None).endswith(
-        "takes up to 800x608 px, 1280x720 is wanted"
+        "takes up to 800x800 px, 1280x1280 is wanted"
     )
     other = replace(request, precision="fp16")
     assert outdated(other, library, None).endswith("is int8, fp16 is wanted")

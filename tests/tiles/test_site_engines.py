@@ -66,13 +66,14 @@ def test_engines_of_a_site_are_for_its_networks_and_cameras(site, capsys):
     if before.family.max_side_px:
         scale = before.family.max_side_px / max(c.width for c in cameras)
     assert len(cameras) == 2
-    for most, side in zip(
-        document["sizes"][2],
+    assert document["sizes"][2] == [max(document["sizes"][1])] * 2
+    for usual, side in zip(
+        document["sizes"][1],
         (max(c.height for c in cameras), max(c.width for c in cameras)),
         strict=True,
     ):
-        assert most % 16 == 0
-        assert 0 <= most - min(scale, 1.0) * side < 16.5
+        assert usual % 16 == 0
+        assert 0 <= usual - min(scale, 1.0) * side < 16.5
     # The site is the same one as before, whatever lies beside its files.
     verify_site(site)
     assert open_site(site).manifest.map_id == before.map_id
