@@ -213,6 +213,12 @@ def plain(tmp_path_factory):
     return built(out, code_bytes=0), answers(out)
 
 
+@pytest.fixture(scope="module")
+def budgeted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("budgeted") / "site"
+    return out, built(out, code_bytes=0, budget_bytes=120_000)
+
+
 def test_quantized_maps_are_small_and_as_good(tmp_path, plain):
     result = built(tmp_path / "site", code_bytes=16)
     manifest = result.manifest
@@ -225,14 +231,13 @@ def test_quantized_maps_are_small_and_as_good(tmp_path, plain):
     verify_site(tmp_path / "site")
 
 
-def test_a_budget_is_kept_and_used(tmp_path, plain):
-    budget = 120_000
-    result = built(tmp_path / "site", code_bytes=0, budget_bytes=budget)
-    files = [p for p in (tmp_path / "site").rglob("*") if p.is_file()]
+def test_a_budget_is_kept_and_used(budgeted, plain):
+    out, result = budgeted
+    files = [p for p in out.rglob("*") if p.is_file()]
     assert result.counted_bytes == sum(p.stat().st_size for p in files)
-    assert 0.9 * budget < result.counted_bytes <= budget
+    assert 0.9 * 120_000 < result.counted_bytes <= 120_000
     assert result.counted_bytes < 0.35 * plain[0].counted_bytes
-    errors = answers(tmp_path / "site")
+    errors = answers(out)
     assert np.isfinite(errors).sum() >= np.isfinite(plain[1]).sum() - 1
     assert np.median(errors) < 3.0 * np.median(plain[1])
 
@@ -267,11 +272,9 @@ def test_the_curve_falls_with_size(tmp_path):
     assert [p["num_bytes"] for p in report["curve"]] == sizes
 
 
-def test_the_same_build_gives_the_same_bytes(tmp_path):
-    results = [
-        built(tmp_path / name, code_bytes=0, budget_bytes=120_000) for name in "ab"
-    ]
-    assert results[0].manifest.map_id == results[1].manifest.map_id
+def test_the_same_build_gives_the_same_bytes(budgeted, tmp_path):
+    again = built(tmp_path / "again", code_bytes=0, budget_bytes=120_000)
+    assert again.manifest.map_id == budgeted[1].manifest.map_id
 
 
 # Codebooks that come with edgeloc
