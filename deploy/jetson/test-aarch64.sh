@@ -31,7 +31,7 @@ TESTS=(
   geometry/test_{camera_model,epipolar,generalized,geodesy,pnp,pnp_upright,triangulate}.py
   tiles/test_{tile_codec,tile_container,tile_bits,tile_tracks,tile_cache}.py
   tiles/test_{format_document,site_manifest,site_models,local_map}.py
-  localize/test_{interpolate,track}.py
+  localize/test_{guided,interpolate,track}.py
   runtime/test_{channel,control,intrinsics,ladder,publisher,realtime,telemetry}.py
   cli/test_{board,clocks,doctor,v4l2}.py
 )
