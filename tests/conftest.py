@@ -23,6 +23,8 @@ _REAL_TIME = ("scenarios/", "cli/test_run_", "evaluate/test_deadline", "test_mem
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep a file's tests, and all those in real time, on one worker of xdist."""
+    if not item.config.pluginmanager.hasplugin("xdist"):
+        return
     name = item.location[0].replace("\\", "/")
     real_time = any(part in name for part in _REAL_TIME)
     item.add_marker(pytest.mark.xdist_group("real time" if real_time else name))
