@@ -198,6 +198,7 @@ class _Sound:
     point_sigmas: Float32Array
     pixel_sigmas: Float32Array
     pairs: _Pairs
+    similarity: Float32Array
     local_map: LocalMap
     cluster: list[int]
 
@@ -504,8 +505,9 @@ def relocalize(
         local_map = load_local_map(retrieved.keyframe_ids[np.array(cluster)])
         if len(local_map) < options.integrity.min_inliers:
             continue
+        similarity = comparison.similarity(local_map)
         query_idx, point_idx, scores = match_to_keyframes(
-            comparison.similarity(local_map),
+            similarity,
             [np.searchsorted(local_map.point3D_ids, visible[idx]) for idx in cluster],
             options.match,
         )
@@ -549,6 +551,7 @@ def relocalize(
                 point_sigmas=point_sigmas,
                 pixel_sigmas=pixel_sigmas,
                 pairs=pairs,
+                similarity=similarity,
                 local_map=local_map,
                 cluster=cluster,
             )
@@ -572,7 +575,6 @@ def relocalize(
         again = _look_again(
             best,
             query,
-            similarity=comparison.similarity(best.local_map),
             visible=[visible[idx] for idx in best.cluster],
             centers=centers[best.cluster],
             options=options,
@@ -606,7 +608,6 @@ def _look_again(
     found: _Sound,
     query: Query,
     *,
-    similarity: Float32Array,
     visible: Sequence[IntArray],
     centers: FloatArray,
     options: StructureOptions,
@@ -635,12 +636,12 @@ def _look_again(
         options=options.second_look,
     )
     inliers = found.pairs.where(found.result.inlier_mask)
-    usual = similarity[inliers.point_idx, inliers.query_idx]
+    usual = found.similarity[inliers.point_idx, inliers.query_idx]
     least = float(np.quantile(usual, options.second_look_quantile))
     query_idx, point_idx, scores = match_similar(
         expected,
         keypoints=query.features.keypoints,
-        similarity=similarity,
+        similarity=found.similarity,
         options=replace(options.second_look, min_similarity=least),
     )
     beside = _Pairs(query_idx=query_idx, point_idx=point_idx, scores=scores)

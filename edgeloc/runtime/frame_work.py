@@ -214,12 +214,14 @@ class FrameWork:
         ):
             return False
         self._turned = True
+        found = self.retrieved()
+        score = float(found.scores[0]) if len(found) else -1.0
+        others = [turns for turns in range(4) if turns != self.turns]
         with self._parts.timer.stage("turn"):
-            scores = np.array([self._likeness(turns) for turns in range(4)])
-        best = int(np.argmax(scores))
-        if scores[best] < scores[self.turns] + _TURN_GAIN:
+            scores = [self._likeness(turns) for turns in others]
+        if max(scores) < score + _TURN_GAIN:
             return False
-        self.turns = best
+        self.turns = others[int(np.argmax(scores))]
         self._query = self._retrieved = self._begun = self.keyframe_matches = None
         self.done -= {"features", "retrieve"}
         return True
