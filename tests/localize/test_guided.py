@@ -39,6 +39,17 @@ def expect(viewed, **changes):
     return expected_landmarks(viewed, CAMERA, **{**given, **changes})
 
 
+def match(viewed, features):
+    return match_expected(
+        expect(viewed),
+        viewed.local_map,
+        features=features,
+        descriptors=features.descriptors,
+        decode=identity,
+        options=OPTIONS,
+    )
+
+
 def test_landmarks_are_expected_where_they_project():
     viewed = wall_map()
     found = expect(viewed)
@@ -96,14 +107,7 @@ def test_features_match_inside_their_windows():
     viewed = wall_map()
     order = np.random.default_rng(4).permutation(60)[:40]
     features = features_of(viewed, order, shift=2.0)
-    feature_idx, point_idx, scores = match_expected(
-        expect(viewed),
-        viewed.local_map,
-        features=features,
-        descriptors=features.descriptors,
-        decode=identity,
-        options=OPTIONS,
-    )
+    feature_idx, point_idx, scores = match(viewed, features)
     assert len(feature_idx) == 40
     np.testing.assert_array_equal(order[feature_idx], point_idx)
     assert np.all(np.diff(scores) <= 0)
@@ -112,14 +116,7 @@ def test_features_match_inside_their_windows():
 def test_features_outside_their_windows_do_not_match():
     viewed = wall_map()
     features = features_of(viewed, np.arange(60), shift=9.0)
-    feature_idx, _, _ = match_expected(
-        expect(viewed),
-        viewed.local_map,
-        features=features,
-        descriptors=features.descriptors,
-        decode=identity,
-        options=OPTIONS,
-    )
+    feature_idx, _, _ = match(viewed, features)
     assert len(feature_idx) == 0
 
 
@@ -136,28 +133,14 @@ def test_twins_inside_a_window_match_nothing():
         made_at=START,
     )
     features = features_of(viewed, np.arange(20))
-    _, point_idx, _ = match_expected(
-        expect(viewed),
-        landmarks,
-        features=features,
-        descriptors=features.descriptors,
-        decode=identity,
-        options=OPTIONS,
-    )
+    _, point_idx, _ = match(viewed, features)
     assert set(point_idx.tolist()) == set(range(2, 20))
 
 
 def test_nothing_matches_nothing():
     viewed = wall_map()
     features = features_of(viewed, np.zeros(0, np.int64))
-    feature_idx, point_idx, scores = match_expected(
-        expect(viewed),
-        viewed.local_map,
-        features=features,
-        descriptors=features.descriptors,
-        decode=identity,
-        options=OPTIONS,
-    )
+    feature_idx, point_idx, scores = match(viewed, features)
     assert len(feature_idx) == len(point_idx) == len(scores) == 0
 
 
@@ -182,14 +165,7 @@ def test_a_landmark_is_as_similar_as_its_best_descriptor():
         sigmas=np.ones(20, np.float32),
         descriptors=landmarks.descriptors,
     )
-    feature_idx, point_idx, _ = match_expected(
-        expect(viewed),
-        several,
-        features=features,
-        descriptors=features.descriptors,
-        decode=identity,
-        options=OPTIONS,
-    )
+    feature_idx, point_idx, _ = match(viewed, features)
     assert sorted(point_idx.tolist()) == list(range(20))
     np.testing.assert_array_equal(feature_idx, point_idx)
 
@@ -198,14 +174,7 @@ def test_known_similarities_give_the_same_matches():
     viewed = wall_map(count=40)
     features = features_of(viewed, np.arange(5, 40), shift=1.5)
     rows = np.asarray(features.descriptors, np.float32)
-    slow = match_expected(
-        expect(viewed),
-        viewed.local_map,
-        features=features,
-        descriptors=rows,
-        decode=identity,
-        options=OPTIONS,
-    )
+    slow = match(viewed, features)
     fast = match_similar(
         expect(viewed),
         keypoints=features.keypoints,

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeloc.cli.common import EXIT_OK, run_command, silence_opencv
 from edgeloc.features.family import FeatureFamily
 from edgeloc.features.keyframe_index import global_coding
 from edgeloc.features.registry import EDGELOC, open_family, open_retrieval
@@ -39,6 +38,7 @@ from edgeloc_tools.evaluate.scenes import (
     chosen_scenes,
     open_source,
 )
+from edgeloc_tools.evaluate.script import run_script, script_parser
 from edgeloc_tools.evaluate.text import markdown_table, number
 from edgeloc_tools.mapping.held_out import Describing, keyframes_of
 from edgeloc_tools.mapping.held_out_coarse import CoarseTrials, view_of
@@ -194,17 +194,13 @@ def _key(family: FeatureFamily, name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(prog="interpolation", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="recordings folder")
-    parser.add_argument("--out", type=Path, required=True, help="where results go")
+    parser = script_parser("interpolation", __doc__)
     parser.add_argument("--families", default=",".join((EDGELOC, *FAMILIES)))
     parser.add_argument(
         "--scenes", default=",".join(s.name for s in SCENES if s.use_depth)
     )
-    args = parser.parse_args(argv)
 
-    def body() -> int:
-        silence_opencv()
+    def body(args: argparse.Namespace) -> None:
         rows = []
         for scene in chosen_scenes(args.scenes):
             for name in args.families.split(","):
@@ -220,9 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rows.append(row(scene.name, name, facts))
         header = ["scene", "features", *WAYS, CHOSEN, "what was chosen"]
         sys.stdout.write(markdown_table(header, rows) + "\n")
-        return EXIT_OK
 
-    return run_command("interpolation", body, debug=False)
+    return run_script(parser, body, argv)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edgeloc.cli.common import EXIT_OK, run_command, silence_opencv
 from edgeloc.errors import ConfigError
 from edgeloc.features.extract import extract_features
 from edgeloc.features.family import FeatureFamily
@@ -51,6 +50,7 @@ from edgeloc_tools.evaluate.measured import (
 )
 from edgeloc_tools.evaluate.place_sets import PlaceSet, place_sets
 from edgeloc_tools.evaluate.places import GlobalNetwork, chosen_sets
+from edgeloc_tools.evaluate.script import run_script, script_parser
 from edgeloc_tools.evaluate.text import markdown_table, number
 from edgeloc_tools.files import write_atomically
 from edgeloc_tools.mapping.choose import surely_better
@@ -330,13 +330,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; it and the numbers go to ``--out``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m edgeloc_tools.evaluate.reranking",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, required=True, help="recordings folder")
-    parser.add_argument("--out", type=Path, required=True, help="where results go")
+    parser = script_parser("reranking", __doc__)
     parser.add_argument(
         "--features", default="edgeloc", help="local features (default: %(default)s)"
     )
@@ -344,10 +338,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--retrieval", help="network: edgeloc or a manifest (default: the shipped one)"
     )
     parser.add_argument("--sets", help="names, by comma (default: all)")
-    args = parser.parse_args(argv)
 
-    def body() -> int:
-        silence_opencv()
+    def body(args: argparse.Namespace) -> None:
         [family] = open_families(args.features)
         networks = open_retrievals(args.retrieval)
         if len(networks) != 1:
@@ -376,9 +368,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         write_atomically(args.out / "reranking.md", markdown.encode())
         sys.stdout.write(markdown)
-        return EXIT_OK
 
-    return run_command("reranking", body, debug=False)
+    return run_script(parser, body, argv)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from edgeloc_tools.learn.head_models import site_model
 from edgeloc_tools.mapping.fix_calibration import (
     calibrate_regress,
     fit_fix_calibration,
+    regress_facts,
 )
 from edgeloc_tools.progress import Progress, silent
 
@@ -219,10 +220,4 @@ def _calibrate_poses(
                 f"{where}: is off by {np.median(asked.off[:, 0]):.3g} m on the "
                 f"recording, a guess by {spread:.3g} m per axis; {_WRONG}"
             )
-    facts: dict[str, object] = {
-        "position_sigma": round(calibration.position_sigma, 5),
-        "rotation_sigma_deg": round(
-            float(np.rad2deg(calibration.rotation_sigma_rad)), 3
-        ),
-    }
-    return calibration.to_arrays(), facts
+    return calibration.to_arrays(), regress_facts(calibration)

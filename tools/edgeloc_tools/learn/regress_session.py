@@ -39,7 +39,7 @@ from edgeloc_tools.learn.train_regress import (
     train_regress,
 )
 from edgeloc_tools.mapping.depth import depth_in_camera
-from edgeloc_tools.mapping.fix_calibration import calibrate_regress
+from edgeloc_tools.mapping.fix_calibration import calibrate_regress, regress_facts
 from edgeloc_tools.mapping.work import Arrays, WorkFolder
 from edgeloc_tools.progress import Progress, silent
 
@@ -131,10 +131,7 @@ def train_regress_head(
         "held_out_median_error_deg": round(
             float(np.rad2deg(np.median(errors[:, 1]))), 3
         ),
-        "position_sigma": round(calibration.position_sigma, 5),
-        "rotation_sigma_deg": round(
-            float(np.rad2deg(calibration.rotation_sigma_rad)), 3
-        ),
+        **regress_facts(calibration),
     }
 
 

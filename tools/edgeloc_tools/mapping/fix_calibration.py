@@ -114,6 +114,15 @@ def calibrate_regress(errors: FloatArray) -> RegressCalibration:
     )
 
 
+def regress_facts(calibration: RegressCalibration) -> dict[str, object]:
+    """Return a calibration for people."""
+    turn_deg = float(np.rad2deg(calibration.rotation_sigma_rad))
+    return {
+        "position_sigma": round(calibration.position_sigma, 5),
+        "rotation_sigma_deg": round(turn_deg, 3),
+    }
+
+
 def _nees(xi: FloatArray, covariances: FloatArray) -> FloatArray:
     solved = np.linalg.solve(covariances, xi[:, :, None])[:, :, 0]
     return np.asarray(np.einsum("ni,ni->n", xi, solved))
