@@ -25,12 +25,9 @@ from edgeloc.geometry.triangulate import (
     triangulate_tracks,
 )
 from edgeloc.localize.candidate import LOST, Candidate, Query
+from edgeloc.localize.fix import FixCalibration, localize_by_matches
+from edgeloc.localize.integrity import IntegrityOptions
 from edgeloc.localize.keyframe_matches import KeyframeMatches, KeyframeViews
-from edgeloc.localize.structure import (
-    FixCalibration,
-    IntegrityOptions,
-    localize_by_matches,
-)
 from edgeloc.types import (
     Cause,
     Float32Array,

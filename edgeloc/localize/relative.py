@@ -37,8 +37,9 @@ from edgeloc.geometry.generalized import (
 from edgeloc.geometry.se3 import mean_rotation, rotation_angle_rad
 from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.coarse import CoarseCalibration
+from edgeloc.localize.fix import FixCalibration
+from edgeloc.localize.integrity import count_witnesses
 from edgeloc.localize.keyframe_matches import KeyframeMatches, KeyframeViews
-from edgeloc.localize.structure import FixCalibration, count_witnesses
 from edgeloc.types import (
     BoolArray,
     Cause,

@@ -24,11 +24,8 @@ from edgeloc.geometry.pnp import PnpOptions
 from edgeloc.inference.head import Head
 from edgeloc.inference.network import Network
 from edgeloc.localize.candidate import LOST, Candidate, Query
-from edgeloc.localize.structure import (
-    FixCalibration,
-    IntegrityOptions,
-    localize_by_matches,
-)
+from edgeloc.localize.fix import FixCalibration, localize_by_matches
+from edgeloc.localize.integrity import IntegrityOptions
 from edgeloc.types import (
     ByteArray,
     CameraModel,

@@ -13,14 +13,10 @@ import numpy as np
 from edgeloc.geometry.camera import project
 from edgeloc.geometry.pnp import PnpOptions, estimate_pose
 from edgeloc.localize.candidate import LOST, Candidate
+from edgeloc.localize.fix import FixCalibration, fix_from_pnp
 from edgeloc.localize.guided import GuidedOptions
+from edgeloc.localize.integrity import IntegrityOptions, is_sound
 from edgeloc.localize.klt import KltOptions, Tracks, follow, spread_order
-from edgeloc.localize.structure import (
-    FixCalibration,
-    IntegrityOptions,
-    fix_from_pnp,
-    is_sound,
-)
 from edgeloc.tiles.layout import LocalMap
 from edgeloc.types import (
     BoolArray,

@@ -8,12 +8,12 @@ from dataclasses import replace
 from edgeloc.errors import MapError, TileFormatError
 from edgeloc.features.match import MatchOptions
 from edgeloc.localize.candidate import LOST, Candidate, Query
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.keyframe_matches import (
     KeyframeMatches,
     KeyframeViews,
     match_keyframes,
 )
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.runtime.frame_work import FrameWork
 from edgeloc.runtime.site_parts import SiteParts
 from edgeloc.tiles.reader import TileMissingError, assemble_features

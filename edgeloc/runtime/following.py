@@ -13,6 +13,7 @@ from edgeloc.geometry.refine import refine_pose
 from edgeloc.geometry.se3 import exp_se3, rotation_angle_rad
 from edgeloc.localize.candidate import LOST, Candidate, Query
 from edgeloc.localize.comparison import DecodeLandmarks
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.guided import (
     ViewedMap,
     expected_landmarks,
@@ -20,7 +21,6 @@ from edgeloc.localize.guided import (
     match_expected,
 )
 from edgeloc.localize.klt import Tracks, follow
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.localize.track import (
     TrackOptions,
     merged,

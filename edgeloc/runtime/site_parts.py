@@ -11,8 +11,9 @@ from edgeloc.features.keyframe_index import KeyframeIndex
 from edgeloc.features.retrieve import Retrieval
 from edgeloc.localize.coarse import CoarseCalibration
 from edgeloc.localize.comparison import DecodeLandmarks
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.interpolate import InterpolateOptions
-from edgeloc.localize.structure import FixCalibration, StructureOptions, structure_for
+from edgeloc.localize.structure import StructureOptions, structure_for
 from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.runtime.landmark_record import LandmarkRecord
 from edgeloc.runtime.masking import FrameMasks

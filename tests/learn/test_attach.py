@@ -18,13 +18,13 @@ from edgeloc.geometry.se3 import exp_se3, exp_so3, log_so3, quat_from_rotation
 from edgeloc.inference.manifest import HeadSpec, InputSpec, decode_manifest
 from edgeloc.inference.manifest import encode_manifest as encode
 from edgeloc.inference.network import open_network
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.regress import RegressCalibration, regress_picture
 from edgeloc.localize.scene_coords import (
     SceneCoordsOptions,
     dense_scene_points,
     pose_from_scene_points,
 )
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.runtime.estimator import Estimator
 from edgeloc.runtime.estimator_options import EstimatorOptions
 from edgeloc.tiles.reader import open_site

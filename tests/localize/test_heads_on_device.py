@@ -20,6 +20,7 @@ from edgeloc.inference.manifest import (
     encode_manifest,
 )
 from edgeloc.localize.candidate import Query
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.regress import (
     RegressCalibration,
     regress_pose,
@@ -33,7 +34,6 @@ from edgeloc.localize.scene_coords import (
     pose_from_scene_points,
     scene_points,
 )
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.types import CameraModel, Cause, Features, PoseStatus, Rigid3, Rung
 
 CAMERA = CameraModel(

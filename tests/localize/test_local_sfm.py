@@ -19,12 +19,12 @@ from keyframe_world import (
 
 from edgeloc.geometry.se3 import log_se3, rotation_angle_rad
 from edgeloc.geometry.triangulate import TriangulationOptions
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.local_sfm import (
     LocalSfmOptions,
     localize_by_local_sfm,
     triangulate_matches,
 )
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.types import Cause, PoseStatus, Rung
 
 PLAIN = FixCalibration()

@@ -19,13 +19,13 @@ from keyframe_world import (
 
 from edgeloc.geometry.se3 import log_se3, rotation_angle_rad
 from edgeloc.localize.coarse import CoarseCalibration
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.relative import (
     RelativeOptions,
     RelativePose,
     localize_by_relative,
     meeting_poses,
 )
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.types import Cause, PoseStatus, Rung
 
 COARSE = CoarseCalibration(

@@ -10,18 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeloc.geometry.camera import project
-from edgeloc.geometry.pnp import PnpResult
+from edgeloc.geometry.pnp import PnpResult, estimate_pose
 from edgeloc.geometry.se3 import exp_so3, log_se3
 from edgeloc.localize.candidate import Query
 from edgeloc.localize.comparison import LandmarkComparison
-from edgeloc.localize.structure import (
-    FixCalibration,
+from edgeloc.localize.fix import FixCalibration
+from edgeloc.localize.integrity import (
     IntegrityOptions,
-    StructureOptions,
     count_witnesses,
-    covisibility_clusters,
     is_sound,
     median_view_angle_rad,
+)
+from edgeloc.localize.second_look import (
+    Hypothesis,
+    Pairs,
+    SecondLookOptions,
+    surprise,
+)
+from edgeloc.localize.structure import (
+    StructureOptions,
+    covisibility_clusters,
     relocalize,
 )
 from edgeloc.tiles.layout import LocalMap
@@ -467,8 +475,58 @@ def test_things_that_look_alike_are_told_apart_at_a_second_look(rng):
     assert np.trace(twice.covariance) < np.trace(once.covariance)
 
 
-def test_a_second_look_makes_no_pose_sound(rng):
-    """Too few first matches: nothing is looked for beside a pose that they make."""
+def test_few_matches_are_enough_where_other_landmarks_confirm_them(rng):
+    """Ten landmarks look like nothing else; the rest is where their pose puts it."""
     place = make_place(rng)
     place.descriptors[1:150:2] = place.descriptors[0:150:2]
-    assert localize(look_at(rng, place), place).status is PoseStatus.LOST
+    query = look_at(rng, place)
+    alone = localize(query, place, options=StructureOptions(second_look=None))
+    assert alone.status is PoseStatus.LOST
+    confirmed = localize(query, place)
+    assert confirmed.status is PoseStatus.LOCALIZED
+    assert confirmed.num_inliers > 90
+    assert max(error_of(confirmed)) < 0.01
+
+
+def test_a_few_things_that_were_carried_off_confirm_no_pose(rng):
+    """Twelve landmarks agree on a pose; others are in the picture, but elsewhere."""
+    place = make_place(rng)
+    query = look_at(rng, place)
+    pixels = query.features.keypoints[:40].copy()
+    pixels[12:] = rng.uniform([0, 0], [640, 480], (28, 2))
+    answer = localize(query_of(pixels, query.descriptors[:40]), place)
+    assert answer.status is PoseStatus.LOST
+    assert answer.cause is Cause.FEW_INLIERS
+    assert 10 <= answer.inlier_mask.sum() <= 16
+
+
+def test_chance_is_no_surprise(rng):
+    """What is found of landmarks that had no part in a pose, beside chance."""
+    place = make_place(rng)
+    query = look_at(rng, place)
+    few = np.arange(12)
+
+    def surprise_of(query):
+        local_map = place.local_map([0])
+        pairs = Pairs(query_idx=few, point_idx=few, scores=np.ones(12, np.float32))
+        matches, pixel_sigmas, point_sigmas = pairs.matches(query, local_map)
+        result = estimate_pose(
+            matches, CAMERA, point_sigmas=point_sigmas, pixel_sigmas=pixel_sigmas
+        )
+        found = Hypothesis(
+            result=result,
+            matches=matches,
+            point_sigmas=point_sigmas,
+            pixel_sigmas=pixel_sigmas,
+            pairs=pairs,
+            similarity=place.descriptors @ query.descriptors.T,
+            local_map=local_map,
+            visible=place.visible,
+            centers=place.centers,
+        )
+        return surprise(found, query, SecondLookOptions(), cell_px=10.0)
+
+    assert surprise_of(query) > 50
+    pixels = query.features.keypoints.copy()
+    pixels[12:] = rng.uniform([0, 0], [640, 480], (len(pixels) - 12, 2))
+    assert abs(surprise_of(query_of(pixels, query.descriptors))) < 4

@@ -11,6 +11,7 @@ from viewed_wall import CAMERA, START, WALL_M, features_of, wall_map
 
 from edgeloc.geometry.camera import project
 from edgeloc.geometry.se3 import exp_se3, log_se3
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.klt import (
     KltOptions,
     Tracks,
@@ -18,7 +19,6 @@ from edgeloc.localize.klt import (
     no_tracks,
     spread_order,
 )
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.localize.track import (
     TrackOptions,
     merged,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgeloc.localize.structure import FixCalibration
+from edgeloc.localize.fix import FixCalibration
 from edgeloc_tools.mapping.fix_calibration import (
     MAX_COVARIANCE_SCALE,
     fit_fix_calibration,

@@ -9,7 +9,7 @@ import pytest
 from site_fixture import QUICK, SIFT, build, mapping_recording, small_recording
 
 from edgeloc.errors import ConfigError
-from edgeloc.localize.structure import FixCalibration
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.tiles.reader import assemble_features
 from edgeloc.types import CameraModel, Rigid3
 from edgeloc_tools.mapping.held_out import HeldOutFrame

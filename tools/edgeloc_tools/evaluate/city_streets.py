@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgeloc.features.keyframe_index import global_coding
 from edgeloc.features.quantizer import ProductQuantizer
 from edgeloc.localize.coarse import CoarseCalibration
-from edgeloc.localize.structure import FixCalibration
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.tiles.layout import (
     Codebook,
     FamilySpec,

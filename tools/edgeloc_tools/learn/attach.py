@@ -14,6 +14,7 @@ from edgeloc.inference.backend import BackendOptions
 from edgeloc.inference.manifest import HEADS, load_model
 from edgeloc.inference.network import Network, open_network
 from edgeloc.localize.candidate import Candidate
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.regress import RegressCalibration, regress_picture
 from edgeloc.localize.scene_coords import (
     SceneCoordsOptions,
@@ -21,7 +22,6 @@ from edgeloc.localize.scene_coords import (
     dense_scene_points,
     pose_from_scene_points,
 )
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.tiles.add_models import add_models
 from edgeloc.tiles.layout import KeyframeTable
 from edgeloc.tiles.reader import open_site

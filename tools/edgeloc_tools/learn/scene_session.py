@@ -16,6 +16,7 @@ from edgeloc.inference.backend import BackendOptions
 from edgeloc.inference.head import open_head
 from edgeloc.inference.manifest import HeadSpec, InputSpec, ModelManifest
 from edgeloc.localize.candidate import Candidate, Query
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.scene_coords import (
     SceneCoordsOptions,
     ScenePoints,
@@ -23,7 +24,6 @@ from edgeloc.localize.scene_coords import (
     pose_from_scene_points,
     scene_points,
 )
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.runtime.site_models import open_site_family
 from edgeloc.tiles.add_models import add_models
 from edgeloc.tiles.reader import Site, open_site

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgeloc.localize.coarse import CoarseCalibration, SpreadByScore
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.interpolate import InterpolateOptions
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.types import FloatArray
 from edgeloc_tools.mapping.fix_calibration import fit_fix_calibration
 from edgeloc_tools.mapping.held_out import HeldOutRun

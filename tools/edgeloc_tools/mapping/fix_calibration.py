@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.regress import RegressCalibration
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.types import FloatArray, IntArray
 
 MAX_COVARIANCE_SCALE = 1e6

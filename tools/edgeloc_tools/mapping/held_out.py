@@ -12,7 +12,8 @@ from edgeloc.features.keyframe_index import Decode, GlobalCoding, KeyframeIndex
 from edgeloc.geometry.se3 import log_se3, rotation_angle_rad
 from edgeloc.localize.candidate import Candidate, Query
 from edgeloc.localize.comparison import LandmarkComparison
-from edgeloc.localize.structure import FixCalibration, StructureOptions, relocalize
+from edgeloc.localize.fix import FixCalibration
+from edgeloc.localize.structure import StructureOptions, relocalize
 from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import (
     BoolArray,

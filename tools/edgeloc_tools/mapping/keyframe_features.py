@@ -12,10 +12,10 @@ from edgeloc.features.family import FeatureFamily
 from edgeloc.features.quantizer import ProductQuantizer
 from edgeloc.localize.candidate import Candidate
 from edgeloc.localize.coarse import CoarseCalibration
+from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.keyframe_matches import KeyframeViews, match_keyframes
 from edgeloc.localize.local_sfm import local_sfm_for, localize_by_local_sfm
 from edgeloc.localize.relative import localize_by_relative, relative_for
-from edgeloc.localize.structure import FixCalibration
 from edgeloc.tiles.codec import MAX_KEYPOINT_PX
 from edgeloc.tiles.layout import KeyframeFeatures
 from edgeloc.types import BoolArray, Float32Array, IntArray
