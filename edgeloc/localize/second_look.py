@@ -122,6 +122,9 @@ class Hypothesis:
         Landmark ids of each of the keyframes that they are from.
     centers : ndarray of shape (K, 3), float64
         Camera centres of those, m.
+    first : Hypothesis or None
+        What it was before landmarks were looked for beside the pixels where it puts
+        them: free of what it says itself.
     """
 
     result: PnpResult
@@ -133,6 +136,7 @@ class Hypothesis:
     local_map: LocalMap
     visible: Sequence[IntArray]
     centers: FloatArray
+    first: Hypothesis | None = None
 
     def inliers(self) -> Pairs:
         """Return the pairs that agree with the pose."""
@@ -322,4 +326,5 @@ def look_again(
         point_sigmas=point_sigmas,
         pixel_sigmas=pixel_sigmas,
         pairs=pairs,
+        first=found.first or found,
     )

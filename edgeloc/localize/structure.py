@@ -224,13 +224,13 @@ def relocalize(
             matches=best.matches,
             inlier_mask=best.result.inlier_mask,
         )
-    fix = _told(best, query.camera, calibration, options.integrity)
     if look is not None:
-        again = look_again(best, query, options=look, pnp=options.pnp, weigh=weigh)
-        if again is not best:
-            told = _told(again, query.camera, calibration, options.integrity)
-            return replace(told, first=fix)
-    return fix
+        best = look_again(best, query, options=look, pnp=options.pnp, weigh=weigh)
+    fix = _told(best, query.camera, calibration, options.integrity)
+    if best.first is None:
+        return fix
+    first = _told(best.first, query.camera, calibration, options.integrity)
+    return replace(fix, first=first)
 
 
 def _stands(
