@@ -113,6 +113,22 @@ class RunConfig:
         "X,Y,Z" in camera axes, or "nmea" for roll and pitch among the sentences.
     gravity_sigma_deg : float
         Standard deviation of that direction.
+    imu : str or None
+        Where angular rates come from, see `edgeloc.runtime.motion_lines` and
+        `edgeloc.runtime.motion_source`.
+    imu_extrinsics : str or None
+        How the sensor is turned, see `edgeloc.runtime.extrinsics.load_extrinsics`.
+    imu_latency_ms : float
+        How old its lines are when they arrive; of a file, how long before the first
+        frame it begins.
+    wheel_odometry : str or None
+        Where poses of the vehicle come from.
+    wheel_odometry_extrinsics : str or None
+        Where the vehicle's origin is seen from the camera.
+    wheel_odometry_latency_ms : float
+        As `imu_latency_ms`.
+    wheel_odometry_drift_percent : float
+        Share of the way by which they are off.
     single_process : bool
         Capture, estimator and publisher take turns in one process.
     realtime : str
@@ -155,6 +171,13 @@ class RunConfig:
     compass_offset_deg: float = 0.0
     gravity: str | None = None
     gravity_sigma_deg: float = 2.0
+    imu: str | None = None
+    imu_extrinsics: str | None = None
+    imu_latency_ms: float = 0.0
+    wheel_odometry: str | None = None
+    wheel_odometry_extrinsics: str | None = None
+    wheel_odometry_latency_ms: float = 0.0
+    wheel_odometry_drift_percent: float = 5.0
     single_process: bool = False
     realtime: str = "auto"
     cpus: str | None = None
@@ -358,6 +381,13 @@ _CONVERTERS: Mapping[str, Callable[[object], object]] = {
     "compass_offset_deg": _between(-360.0, 360.0),
     "gravity": _gravity,
     "gravity_sigma_deg": _positive(90.0),
+    "imu": _text,
+    "imu_extrinsics": _text,
+    "imu_latency_ms": _between(-10_000.0, 10_000.0),
+    "wheel_odometry": _text,
+    "wheel_odometry_extrinsics": _text,
+    "wheel_odometry_latency_ms": _between(-10_000.0, 10_000.0),
+    "wheel_odometry_drift_percent": _positive(100.0),
     "single_process": _flag,
     "realtime": _choice(REALTIME_CHOICES),
     "cpus": _cpus,
@@ -379,6 +409,9 @@ _NUMBERS: Mapping[str, Callable[[str], int | float]] = {
     "compass_sigma_deg": float,
     "compass_offset_deg": float,
     "gravity_sigma_deg": float,
+    "imu_latency_ms": float,
+    "wheel_odometry_latency_ms": float,
+    "wheel_odometry_drift_percent": float,
 }
 
 
@@ -486,10 +519,34 @@ def _contradictions(config: RunConfig, problems: list[str]) -> None:
             )
             if asked
         )
+    _motion_contradictions(config, problems)
     if config.quiet and config.debug:
         problems.append("--quiet and --debug exclude each other")
     if len(set(config.out)) != len(config.out):
         problems.append(f"--out is given twice for the same sink: {list(config.out)}")
+
+
+def _motion_contradictions(config: RunConfig, problems: list[str]) -> None:
+    for option, source, extrinsics, axes in (
+        ("--imu", config.imu, config.imu_extrinsics, "cam_from_imu"),
+        (
+            "--wheel-odometry",
+            config.wheel_odometry,
+            config.wheel_odometry_extrinsics,
+            "cam_from_base",
+        ),
+    ):
+        if source is None and extrinsics is not None:
+            problems.append(f"{option}-extrinsics is for {option}, which is missing")
+        if source is not None and extrinsics is None:
+            problems.append(
+                f"{option} needs {option}-extrinsics: how it is turned to the camera, "
+                f"x,y,z,qx,qy,qz,qw of {axes} or a file of Kalibr's"
+            )
+        if source is not None and config.cold:
+            problems.append(
+                f"{option} tells of the way between frames, which --cold leaves out"
+            )
 
 
 def resolve_run_config(

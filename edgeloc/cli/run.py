@@ -258,6 +258,44 @@ def build_parser() -> argparse.ArgumentParser:
         "DEG",
         f"standard deviation of that (default: {default.gravity_sigma_deg:g})",
     )
+    add(
+        "--imu",
+        "SOURCE",
+        "lines of an inertial sensor, `t_ns, wx, wy, wz, ax, ay, az` in rad/s as in "
+        "EuRoC's data.csv, whose angular rates predict between fixes; SOURCE as of "
+        "--gnss. Accelerations are not used",
+    )
+    add(
+        "--imu-extrinsics",
+        "FILE|NUMBERS",
+        "how it is turned to the camera: Kalibr's camchain-imucam.yaml (T_cam_imu, "
+        "timeshift_cam_imu), FILE#cam1 for one of several, or 'x,y,z,qx,qy,qz,qw' of "
+        "cam_from_imu; needed",
+    )
+    add(
+        "--imu-latency-ms",
+        "MS",
+        "age of lines when they arrive; of a file, how long before the first frame it "
+        f"begins (default: {default.imu_latency_ms:g})",
+    )
+    add(
+        "--wheel-odometry",
+        "SOURCE",
+        "lines `t x y z qx qy qz qw` (TUM; s, m) of a vehicle in the frame where its "
+        "odometry began, used as --imu; SOURCE as of --gnss",
+    )
+    add(
+        "--wheel-odometry-extrinsics",
+        "FILE|NUMBERS",
+        "as --imu-extrinsics, of cam_from_base or with T_cam_base; needed",
+    )
+    add("--wheel-odometry-latency-ms", "MS", "as --imu-latency-ms")
+    add(
+        "--wheel-odometry-drift-percent",
+        "P",
+        "share of the way and of turns by which it is off (default: "
+        f"{default.wheel_odometry_drift_percent:g})",
+    )
     flag(
         "--single-process",
         "capture, estimate and publish in turns in one process, without a watchdog: "

@@ -9,13 +9,17 @@ from typing import Protocol
 
 from edgeloc.clock import Clock
 from edgeloc.config import RunConfig, parse_direction
+from edgeloc.errors import EdgelocError
 from edgeloc.features.mask import load_static_mask
 from edgeloc.features.segment import open_segmenter
 from edgeloc.inference.backend import BackendOptions
 from edgeloc.localize.pose_prior import PosePrior
+from edgeloc.runtime.line_source import is_recorded
 from edgeloc.runtime.masking import FrameMasks
-from edgeloc.runtime.prior_source import is_recorded, open_prior_source
+from edgeloc.runtime.motion_source import open_motion
+from edgeloc.runtime.prior_source import open_prior_source
 from edgeloc.runtime.priors import PriorFeed, PriorOptions
+from edgeloc.runtime.sensed_motion import SensedMotion
 from edgeloc.tiles.manifest import SiteManifest
 from edgeloc.types import CameraModel
 
@@ -30,6 +34,16 @@ class Priors(Protocol):
         """Stop whatever feeds it."""
 
 
+class Motions(Protocol):
+    """What knows something about the way between frames."""
+
+    def until(self, timestamp_ns: int, /) -> SensedMotion:
+        """Return what is known about the way to a frame from the one before."""
+
+    def close(self) -> None:
+        """Stop whatever feeds it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aids:
     """What helps; nothing of it is needed.
@@ -39,16 +53,20 @@ class Aids:
     masks : FrameMasks or None
         Where no features are wanted.
     priors : Priors or None
-        Other sensors.
+        Sensors of position, heading and tilt.
+    motions : Motions or None
+        Sensors of motion.
     """
 
     masks: FrameMasks | None = None
     priors: Priors | None = None
+    motions: Motions | None = None
 
     def close(self) -> None:
         """Let go of the sensors."""
-        if self.priors is not None:
-            self.priors.close()
+        for sensors in (self.priors, self.motions):
+            if sensors is not None:
+                sensors.close()
 
 
 def open_aids(
@@ -77,7 +95,14 @@ def open_aids(
         When the segmentation network cannot be used.
     """
     masks = open_masks(config, camera, clock)
-    return Aids(masks=masks, priors=_open_feed(config, manifest, clock))
+    motions = open_motion(config, clock)
+    try:
+        priors = _open_feed(config, manifest, clock)
+    except EdgelocError:
+        if motions is not None:
+            motions.close()
+        raise
+    return Aids(masks=masks, priors=priors, motions=motions)
 
 
 def open_masks(

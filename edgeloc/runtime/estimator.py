@@ -19,6 +19,7 @@ from edgeloc.runtime import ladder
 from edgeloc.runtime.aids import Aids
 from edgeloc.runtime.answer import best_answer
 from edgeloc.runtime.believing import Believing
+from edgeloc.runtime.ego_motion import EgoMotion
 from edgeloc.runtime.estimator_options import METHOD_STEPS, EstimatorOptions
 from edgeloc.runtime.focal_watch import FocalWatch
 from edgeloc.runtime.following import Following, Prediction, lost_like
@@ -116,7 +117,8 @@ class Estimator:
                 f"for {', '.join(site.manifest.rungs)}"
             )
         aids = aids or Aids()
-        self._priors = aids.priors
+        self._priors, self._motions = aids.priors, aids.motions
+        self._ego_motion = EgoMotion(clock=self._clock)
         parts = open_site_parts(
             site,
             camera,
@@ -238,6 +240,11 @@ class Estimator:
         return self._believing.trust
 
     @property
+    def ego_motion(self) -> EgoMotion:
+        """Which sensors of motion are believed."""
+        return self._ego_motion
+
+    @property
     def odometry(self) -> Odometry | None:
         """A frame in which the camera never jumps, and where it lies in the map."""
         return self._following.odometry
@@ -284,6 +291,8 @@ class Estimator:
         candidate = self._best(work)
         if candidate.status is not PoseStatus.LOCALIZED:
             self._following.lose(frame.timestamp_ns)
+        elif self._motions is not None and not self._options.cold:
+            self._ego_motion.learn(frame.timestamp_ns, candidate)
         self._timer.end_frame()
         estimate = self._estimate(candidate, work)
         self._read_ahead(estimate)
@@ -382,9 +391,12 @@ class Estimator:
 
     def _sense(self, work: FrameWork) -> None:
         """Take what other sensors say about a frame."""
+        timestamp_ns = work.frame.timestamp_ns
+        if self._motions is not None and not self._options.cold:
+            sensed = self._motions.until(timestamp_ns)
+            self._ego_motion.tell(self._following.motion, sensed)
         if self._priors is None:
             return
-        timestamp_ns = work.frame.timestamp_ns
         if self._options.cold:
             self._believing.forget()
         work.measured = self._priors.at(timestamp_ns)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from edgeloc.clock import MonotonicClock
 from edgeloc.errors import LogFormatError, ModelError
 from edgeloc.localize.pose_prior import PosePrior
-from edgeloc.runtime.aids import Aids, Priors
+from edgeloc.runtime.aids import Aids, Motions, Priors
 from edgeloc.runtime.log_aids import LoggedAids, LoggedMask, SessionAids
 from edgeloc.runtime.masking import FrameMasks
+from edgeloc.runtime.sensed_motion import SensedMotion
 from edgeloc.types import ByteArray
 
 
@@ -22,6 +23,7 @@ def session_aids(aids: Aids) -> SessionAids | None:
         static_mask=None if static is None else LoggedMask.of(static),
         segmenter=aids.masks is not None and aids.masks.segmenter is not None,
         priors=aids.priors is not None,
+        motions=aids.motions is not None,
     )
 
 
@@ -41,25 +43,33 @@ class ListenedAids:
 
     def __init__(self, aids: Aids) -> None:
         self._prior = PosePrior()
+        self._motion: SensedMotion | None = None
         self._masks: list[LoggedMask | None] = []
         if aids.masks is not None:
             aids.masks.on_segmented = self._segmented
-        self.aids = aids
-        if aids.priors is not None:
-            self.aids = Aids(
-                masks=aids.masks, priors=_ListenedPriors(self, aids.priors)
-            )
+        priors, motions = aids.priors, aids.motions
+        self.aids = Aids(
+            masks=aids.masks,
+            priors=None if priors is None else _ListenedPriors(self, priors),
+            motions=None if motions is None else _ListenedMotions(self, motions),
+        )
 
     def take(self) -> LoggedAids:
         """Return what was said since the last call."""
-        said = LoggedAids(prior=self._prior, masks=tuple(self._masks))
-        self._prior = PosePrior()
+        said = LoggedAids(
+            prior=self._prior, motion=self._motion, masks=tuple(self._masks)
+        )
+        self._prior, self._motion = PosePrior(), None
         self._masks.clear()
         return said
 
     def heard(self, prior: PosePrior) -> None:
         """Remember a prior; the last one holds."""
         self._prior = prior
+
+    def moved(self, motion: SensedMotion) -> None:
+        """Remember the way to a frame."""
+        self._motion = motion
 
     def _segmented(self, keep: ByteArray | None) -> None:
         self._masks.append(None if keep is None else LoggedMask.of(keep))
@@ -77,6 +87,20 @@ class _ListenedPriors:
 
     def close(self) -> None:
         self._priors.close()
+
+
+class _ListenedMotions:
+    def __init__(self, listener: ListenedAids, motions: Motions) -> None:
+        self._listener = listener
+        self._motions = motions
+
+    def until(self, timestamp_ns: int, /) -> SensedMotion:
+        motion = self._motions.until(timestamp_ns)
+        self._listener.moved(motion)
+        return motion
+
+    def close(self) -> None:
+        self._motions.close()
 
 
 class ReplayedAids:
@@ -110,6 +134,7 @@ class ReplayedAids:
         )
         self._size = size
         self._prior = PosePrior()
+        self._motion: SensedMotion | None = None
         self._masks: Iterator[LoggedMask | None] = iter(())
         static = session.static_mask
         masks = None
@@ -120,11 +145,15 @@ class ReplayedAids:
                 clock=MonotonicClock(),  # of warnings: not the log's
                 cold=cold,
             )
-        self.aids = Aids(masks=masks, priors=self if session.priors else None)
+        self.aids = Aids(
+            masks=masks,
+            priors=self if session.priors else None,
+            motions=self if session.motions else None,
+        )
 
     def begin(self, said: LoggedAids) -> None:
         """Go on with what was said in a frame."""
-        self._prior = said.prior
+        self._prior, self._motion = said.prior, said.motion
         self._masks = iter(said.masks)
 
     def _fitting(self, logged: LoggedMask) -> ByteArray:
@@ -148,6 +177,10 @@ class ReplayedAids:
     def at(self, timestamp_ns: int, /) -> PosePrior:  # noqa: ARG002 - of this frame
         """Return what was known about the frame."""
         return self._prior
+
+    def until(self, timestamp_ns: int, /) -> SensedMotion:
+        """Return what was known about the way to the frame."""
+        return self._motion or SensedMotion(start_ns=timestamp_ns, end_ns=timestamp_ns)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -52,7 +52,7 @@ def make_camera(
         raise ConfigError(f"{where}: {exc}") from exc
 
 
-def _split_fragment(text: str) -> tuple[Path, str | None]:
+def split_fragment(text: str) -> tuple[Path, str | None]:
     """Split ``FILE#ID``; a file whose name has a # stays whole."""
     path, mark, fragment = text.rpartition("#")
     if mark and path and not Path(text).exists():
@@ -60,7 +60,13 @@ def _split_fragment(text: str) -> tuple[Path, str | None]:
     return Path(text), None
 
 
-def pick_camera(names: Sequence[str], wanted: str | None, *, path: Path) -> str:
+def pick_camera(
+    names: Sequence[str],
+    wanted: str | None,
+    *,
+    path: Path,
+    option: str = "--intrinsics",
+) -> str:
     """Return the name of the camera to use of a file that may hold several.
 
     Parameters
@@ -71,6 +77,8 @@ def pick_camera(names: Sequence[str], wanted: str | None, *, path: Path) -> str:
         What the user named after ``#``.
     path : Path
         For messages.
+    option : str
+        Of the command line, for messages.
 
     Raises
     ------
@@ -85,7 +93,7 @@ def pick_camera(names: Sequence[str], wanted: str | None, *, path: Path) -> str:
     if len(names) != 1:
         raise ConfigError(
             f"{path}: has {len(names)} cameras ({listed}); "
-            f"choose one with --intrinsics '{path}#{names[0]}'"
+            f"choose one with {option} '{path}#{names[0]}'"
             if names
             else f"{path}: has no cameras"
         )
@@ -154,7 +162,7 @@ def load_intrinsics(text: str | Path) -> CameraModel:
     ConfigError
         When it cannot be read or understood.
     """
-    path, wanted = _split_fragment(str(text))
+    path, wanted = split_fragment(str(text))
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as exc:

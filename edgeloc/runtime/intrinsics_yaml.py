@@ -17,13 +17,21 @@ from edgeloc.types import CameraModel
 _CORNER_FROM_CENTRE_PX = 0.5
 
 
-def _load(text: str, path: Path) -> Mapping[str, Any]:
+def load_yaml(text: str, path: Path) -> Mapping[str, Any]:
+    """Return the content of a YAML file with a mapping in it.
+
+    Raises
+    ------
+    ConfigError
+        When it is something else, or PyYAML is missing.
+    """
     try:
         import yaml
     except ImportError as exc:
         raise ConfigError(
             f"{path}: reading YAML needs PyYAML; install it with "
-            "`pip install 'edgeloc[yaml]'` or give the camera as JSON"
+            "`pip install 'edgeloc[yaml]'`, or give a camera as JSON and extrinsics as "
+            "numbers"
         ) from exc
     try:
         content = yaml.safe_load(text)
@@ -35,7 +43,14 @@ def _load(text: str, path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _numbers(value: object, where: str) -> list[float]:
+def yaml_numbers(value: object, where: str) -> list[float]:
+    """Return a list of numbers, also one that is wrapped as a matrix.
+
+    Raises
+    ------
+    ConfigError
+        When it is something else.
+    """
     if isinstance(value, dict):  # camera_calibration wraps matrices: rows, cols, data
         value = value.get("data")
     if not isinstance(value, list):
@@ -80,7 +95,7 @@ def _distorted(
 
 def _from_ros(content: Mapping[str, Any], path: Path) -> CameraModel:
     where = str(path)
-    K = _numbers(
+    K = yaml_numbers(
         _first(content, ("camera_matrix", "k", "K"), where), f"{path} camera_matrix"
     )
     if len(K) != 9:
@@ -89,7 +104,7 @@ def _from_ros(content: Mapping[str, Any], path: Path) -> CameraModel:
         raise ConfigError(f"{path} camera_matrix: skew {K[1]:g} is not supported")
     model, distortion = _distorted(
         str(content.get("distortion_model", "")),
-        _numbers(
+        yaml_numbers(
             _first(content, ("distortion_coefficients", "d", "D"), where),
             f"{path} distortion_coefficients",
         ),
@@ -111,17 +126,21 @@ def _from_kalibr(camera: Mapping[str, Any], where: str) -> CameraModel:
             f"{where}: camera_model {kind!r} is not supported, calibrate with "
             "pinhole-radtan or pinhole-equi"
         )
-    intrinsics = _numbers(_first(camera, ("intrinsics",), where), f"{where} intrinsics")
+    intrinsics = yaml_numbers(
+        _first(camera, ("intrinsics",), where), f"{where} intrinsics"
+    )
     if len(intrinsics) != 4:
         raise ConfigError(
             f"{where} intrinsics: expected fu fv pu pv, got {len(intrinsics)} numbers"
         )
-    resolution = _numbers(_first(camera, ("resolution",), where), f"{where} resolution")
+    resolution = yaml_numbers(
+        _first(camera, ("resolution",), where), f"{where} resolution"
+    )
     if len(resolution) != 2:
         raise ConfigError(f"{where} resolution: expected width and height")
     model, distortion = _distorted(
         str(camera.get("distortion_model", "none")),
-        _numbers(camera.get("distortion_coeffs", []), f"{where} distortion_coeffs"),
+        yaml_numbers(camera.get("distortion_coeffs", []), f"{where} distortion_coeffs"),
         f"{where} distortion_model",
     )
     fu, fv, pu, pv = intrinsics
@@ -153,7 +172,7 @@ def camera_from_yaml(text: str, wanted: str | None, *, path: Path) -> CameraMode
     ConfigError
         When PyYAML is missing or the content is neither.
     """
-    content = _load(text, path)
+    content = load_yaml(text, path)
     chain = {
         str(name): camera
         for name, camera in content.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,14 @@ from edgeloc.errors import LogFormatError
 from edgeloc.fields import Field
 from edgeloc.geometry.upright import Vertical
 from edgeloc.localize.pose_prior import HeadingPrior, PosePrior, PositionPrior
-from edgeloc.types import ByteArray, FloatArray
+from edgeloc.runtime.sensed_motion import RelativeMotion, SensedMotion
+from edgeloc.types import ByteArray, FloatArray, Rigid3
 
 _MAX_SIDE_PX = 65535
 _MAX_MASK_BYTES = 64 << 20
 _MAX_MASKS = 1000
+_MAX_RATES = 100_000
+_SINCE_VERSION_3 = ("motions",)
 _ZLIB_LEVEL = 1
 """Masks have few edges: more effort saves little."""
 
@@ -93,12 +97,16 @@ class SessionAids:
     segmenter : bool
         Whether a network made masks; those are with the frames.
     priors : bool
-        Whether there were other sensors; what they said is with the answers.
+        Whether there were sensors of position, heading or tilt; what they said is with
+        the answers.
+    motions : bool
+        The same of sensors of motion.
     """
 
     static_mask: LoggedMask | None
     segmenter: bool
     priors: bool
+    motions: bool = False
 
     def to_payload(self) -> dict[str, Any]:
         """Return the plain types that are written."""
@@ -107,17 +115,21 @@ class SessionAids:
             "static_mask": None if mask is None else mask.to_payload(),
             "segmenter": self.segmenter,
             "priors": self.priors,
+            "motions": self.motions,
         }
 
     @staticmethod
     def from_field(entry: Field) -> SessionAids:
         """Return the facts of a payload."""
-        facts = entry.members({"static_mask", "segmenter", "priors"})
+        facts = entry.members(
+            {"static_mask", "segmenter", "priors"}, optional=_SINCE_VERSION_3
+        )
         mask = facts["static_mask"]
         return SessionAids(
             static_mask=None if mask.value is None else LoggedMask.from_field(mask),
             segmenter=facts["segmenter"].flag(),
             priors=facts["priors"].flag(),
+            motions="motions" in facts and facts["motions"].flag(),
         )
 
 
@@ -129,17 +141,20 @@ class LoggedAids:
     ----------
     prior : PosePrior
         What other sensors said, believed or not.
+    motion : SensedMotion or None
+        The way to the frame according to sensors, believed or not.
     masks : tuple of LoggedMask or None
         What the segmentation network said each time it ran; None where it failed.
     """
 
     prior: PosePrior = field(default_factory=PosePrior)
+    motion: SensedMotion | None = None
     masks: tuple[LoggedMask | None, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing helped."""
-        return self.prior.is_empty and not self.masks
+        return self.prior.is_empty and self.motion is None and not self.masks
 
     def to_payload(self) -> dict[str, Any]:
         """Return the plain types that are written: only what there is."""
@@ -156,6 +171,8 @@ class LoggedAids:
             payload["vertical"] = _binary(
                 vertical.down_in_cam, vertical.down_in_world, vertical.sigma_rad
             )
+        if self.motion is not None:
+            payload["motion"] = _motion_payload(self.motion)
         if self.masks:
             payload["masks"] = [
                 None if mask is None else mask.to_payload() for mask in self.masks
@@ -165,7 +182,9 @@ class LoggedAids:
     @staticmethod
     def from_field(entry: Field) -> LoggedAids:
         """Return what a payload says."""
-        facts = entry.members((), optional=("position", "heading", "vertical", "masks"))
+        facts = entry.members(
+            (), optional=("position", "heading", "vertical", "motion", "masks")
+        )
         if not facts:
             return NO_AIDS
         position = heading = vertical = None
@@ -190,6 +209,7 @@ class LoggedAids:
                 raise LogFormatError(f"{facts['vertical'].name}: {exc}") from exc
         return LoggedAids(
             prior=PosePrior(position=position, heading=heading, vertical=vertical),
+            motion=_motion(facts["motion"]) if "motion" in facts else None,
             masks=_masks(facts["masks"]) if "masks" in facts else (),
         )
 
@@ -212,12 +232,19 @@ def _numbers(value: Field, count: int) -> FloatArray:
 
 def _position(value: Field) -> PositionPrior:
     numbers = _numbers(value, 12)
-    covariance = numbers[3:].reshape(3, 3)
+    return PositionPrior(
+        center=numbers[:3], covariance=_covariance(value, numbers[3:], of="a place")
+    )
+
+
+def _covariance(value: Field, numbers: FloatArray, *, of: str) -> FloatArray:
+    side = math.isqrt(len(numbers))
+    covariance = numbers.reshape(side, side)
     if not np.array_equal(covariance, covariance.T) or not np.all(
         np.linalg.eigvalsh(covariance) > 0
     ):
-        value.fail("a place and a covariance")
-    return PositionPrior(center=numbers[:3], covariance=covariance)
+        value.fail(f"{of} and a covariance")
+    return covariance
 
 
 def _masks(value: Field) -> tuple[LoggedMask | None, ...]:
@@ -227,3 +254,47 @@ def _masks(value: Field) -> tuple[LoggedMask | None, ...]:
     return tuple(
         None if item.value is None else LoggedMask.from_field(item) for item in items
     )
+
+
+def _motion_payload(motion: SensedMotion) -> dict[str, Any]:
+    way = motion.odometry
+    return {
+        "start_ns": motion.start_ns,
+        "end_ns": motion.end_ns,
+        "rate_times_ns": motion.rate_times_ns.astype("<i8").tobytes(),
+        "rates": _binary(motion.rates_rad_s),
+        "odometry": None
+        if way is None
+        else _binary(way.newer_from_older.R, way.newer_from_older.t, way.covariance),
+    }
+
+
+def _motion(value: Field) -> SensedMotion:
+    facts = value.members({"start_ns", "end_ns", "rate_times_ns", "rates", "odometry"})
+    start_ns = facts["start_ns"].integer(-(2**63), 2**63 - 1)
+    packed = facts["rate_times_ns"].binary(0, 8 * _MAX_RATES)
+    count, rest = divmod(len(packed), 8)
+    if rest:
+        facts["rate_times_ns"].fail("whole times")
+    times_ns = np.frombuffer(packed, "<i8")
+    if np.any(np.diff(times_ns) < 0):
+        facts["rate_times_ns"].fail("times in their order")
+    return SensedMotion(
+        start_ns=start_ns,
+        end_ns=facts["end_ns"].integer(start_ns, 2**63 - 1),
+        rate_times_ns=times_ns,
+        rates_rad_s=_numbers(facts["rates"], 3 * count).reshape(-1, 3),
+        odometry=_odometry(facts["odometry"]),
+    )
+
+
+def _odometry(value: Field) -> RelativeMotion | None:
+    if value.value is None:
+        return None
+    numbers = _numbers(value, 48)
+    covariance = _covariance(value, numbers[12:], of="a motion")
+    try:
+        moved = Rigid3(R=numbers[:9].reshape(3, 3), t=numbers[9:12])
+    except ValueError as exc:
+        raise LogFormatError(f"{value.name}: {exc}") from exc
+    return RelativeMotion(newer_from_older=moved, covariance=covariance)

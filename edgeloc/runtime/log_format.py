@@ -33,10 +33,10 @@ MAGIC = b"\x89EDGELOG\r\n\x1a\n"
 
 As long as a record's header, so that a reader sees at once which of them follows."""
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
-_READ_VERSIONS = (1, 2)
-"""Version 1 knew nothing of masks and other sensors."""
+_READ_VERSIONS = (1, 2, 3)
+"""Version 1 knew nothing of masks and other sensors, 2 nothing of those of motion."""
 
 HEADER = struct.Struct("<III")
 """Of a record: bytes of its payload, their CRC-32, the CRC-32 of these eight bytes."""

@@ -7,12 +7,10 @@ around a frame can be used; the newest wins where it is older than the frame.
 
 from __future__ import annotations
 
-import bisect
 import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -27,6 +25,7 @@ from edgeloc.localize.pose_prior import (
     contradictions,
 )
 from edgeloc.runtime.nmea import Attitude, Fix, Heading, Measurement
+from edgeloc.runtime.series import Series
 from edgeloc.tiles.manifest import SiteManifest
 from edgeloc.types import FloatArray
 
@@ -39,8 +38,6 @@ _SPEED_SLACK_M_S = 1.0
 _TURN_RATE_RAD_S = math.radians(30.0)
 _NUM_AGREEING = 3
 """Fixes with which a rejected part has to agree before it is believed again."""
-
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,34 +79,6 @@ class _Place:
     speed_m_s: float
 
 
-class _Series(Generic[_Value]):
-    """Values by time, some seconds of them."""
-
-    def __init__(self, *, keep_ns: int | None) -> None:
-        self._keep_ns = keep_ns
-        self._times: list[int] = []
-        self._values: list[_Value] = []
-
-    def add(self, timestamp_ns: int, value: _Value) -> None:
-        at = bisect.bisect_right(self._times, timestamp_ns)
-        self._times.insert(at, timestamp_ns)
-        self._values.insert(at, value)
-        if self._keep_ns is not None:
-            gone = bisect.bisect_left(self._times, self._times[-1] - self._keep_ns)
-            del self._times[:gone], self._values[:gone]
-
-    def around(self, timestamp_ns: int) -> list[tuple[int, _Value]]:
-        """Return the last before and the first after a time, nearest first."""
-        at = bisect.bisect_right(self._times, timestamp_ns)
-        near = [
-            (self._times[i], self._values[i])
-            for i in (at - 1, at)
-            if 0 <= i < len(self._times)
-            and abs(self._times[i] - timestamp_ns) <= _MAX_GAP_NS
-        ]
-        return sorted(near, key=lambda item: abs(item[0] - timestamp_ns))
-
-
 class PriorFeed:
     """Measurements in, priors of frames out; both from any thread, neither ever waits.
 
@@ -136,10 +105,10 @@ class PriorFeed:
         self._geo = _geo_reference(manifest, options)
         self._down_in_world = _down_in_world(manifest, options)
         keep_ns = None if recorded else _KEPT_NS
-        self._places: _Series[_Place] = _Series(keep_ns=keep_ns)
-        self._headings: _Series[Heading] = _Series(keep_ns=keep_ns)
-        self._courses: _Series[Heading] = _Series(keep_ns=keep_ns)
-        self._attitudes: _Series[Attitude] = _Series(keep_ns=keep_ns)
+        self._places: Series[_Place] = Series(keep_ns=keep_ns)
+        self._headings: Series[Heading] = Series(keep_ns=keep_ns)
+        self._courses: Series[Heading] = Series(keep_ns=keep_ns)
+        self._attitudes: Series[Attitude] = Series(keep_ns=keep_ns)
         self._recorded = recorded
         self._begin_ns: int | None = None
         self._lock = threading.Lock()
@@ -181,10 +150,10 @@ class PriorFeed:
                 self._begin_ns = timestamp_ns
             timestamp_ns -= self._begin_ns
         with self._lock:
-            places = self._places.around(timestamp_ns)
-            headings = self._headings.around(timestamp_ns)
-            courses = self._courses.around(timestamp_ns)
-            attitudes = self._attitudes.around(timestamp_ns)
+            places = self._places.around(timestamp_ns, max_gap_ns=_MAX_GAP_NS)
+            headings = self._headings.around(timestamp_ns, max_gap_ns=_MAX_GAP_NS)
+            courses = self._courses.around(timestamp_ns, max_gap_ns=_MAX_GAP_NS)
+            attitudes = self._attitudes.around(timestamp_ns, max_gap_ns=_MAX_GAP_NS)
         return PosePrior(
             position=_position(places, timestamp_ns),
             heading=self._heading(headings or courses, timestamp_ns),

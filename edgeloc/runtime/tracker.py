@@ -39,6 +39,12 @@ CHI2_6_Q999 = 22.458
 CHI2_3_Q999 = 16.266
 """The same with three."""
 
+_SUDDEN = 3.0
+"""A way that is off by so many times what is usual is a jerk."""
+
+_PARTS = (slice(0, 3), slice(3, 6))
+"""Of a twist: rotation and translation."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MotionOptions:
@@ -181,10 +187,8 @@ def propagate(state: MotionState, timestamp_ns: int) -> MotionState:
     if dt == 0.0:
         return state
     step = exp_se3(state.velocity * dt)
-    carry = adjoint(step)
-    transition = np.eye(12)
-    transition[:6, :6] = carry
-    transition[:6, 6:] = dt * _left_jacobian(state.velocity * dt)
+    transition = _transition(step, state.velocity, dt)
+    carry = transition[:6, :6]
     psd = np.repeat(state.acceleration_psd, 3)
     noise = np.zeros((12, 12))
     span = abs(dt)
@@ -199,6 +203,14 @@ def propagate(state: MotionState, timestamp_ns: int) -> MotionState:
         covariance=_symmetric(transition @ state.covariance @ transition.T + noise),
         shared=_symmetric(carry @ state.shared @ carry.T),
     )
+
+
+def _transition(step: Rigid3, velocity: FloatArray, dt: float) -> FloatArray:
+    """Return how errors of (pose, twist) carry over a step, (12, 12)."""
+    transition = np.eye(12)
+    transition[:6, :6] = adjoint(step)
+    transition[:6, 6:] = dt * _left_jacobian(velocity * dt)
+    return transition
 
 
 def predict_pose(state: MotionState, timestamp_ns: int) -> tuple[Rigid3, FloatArray]:
@@ -291,7 +303,31 @@ class _Position:
     covariance: FloatArray
 
 
-_Measurement = _Fix | _Twist | _Position
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Way:
+    """A measurement of the motion between two moments."""
+
+    start_ns: int
+    timestamp_ns: int
+    newer_from_older: Rigid3
+    covariance: FloatArray
+
+    def since(self, start_ns: int) -> _Way | None:
+        """Return the part of it behind a time, at a steady pace; None for nothing."""
+        if start_ns <= self.start_ns:
+            return self
+        share = (self.timestamp_ns - start_ns) / (self.timestamp_ns - self.start_ns)
+        if share <= 0.0:
+            return None
+        return _Way(
+            start_ns=start_ns,
+            timestamp_ns=self.timestamp_ns,
+            newer_from_older=exp_se3(share * log_se3(self.newer_from_older)),
+            covariance=share * self.covariance,
+        )
+
+
+_Measurement = _Fix | _Twist | _Position | _Way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -302,6 +338,8 @@ class _Entry:
     state: MotionState
     rejected: tuple[_Fix, ...]
     verdict: Verdict
+    sensed: tuple[int, ...] = ()
+    """Parts of the acceleration, `_PARTS`, that were measured up to this time."""
 
 
 class MotionTracker:
@@ -391,7 +429,10 @@ class MotionTracker:
         newer_from_older: Rigid3,
         covariance: FloatArray,
     ) -> None:
-        """Take the motion between two moments, as from wheel odometry.
+        """Take the motion between two moments, as a gyroscope or wheels measure it.
+
+        To be told before the fix of the second moment. What of it lies before the
+        newest measurement is left out.
 
         Parameters
         ----------
@@ -407,15 +448,17 @@ class MotionTracker:
         ValueError
             When `end_ns` is not after `start_ns`.
         """
-        dt = (end_ns - start_ns) / _NS_PER_S
-        if dt <= 0:
+        if end_ns <= start_ns:
             raise ValueError(f"{end_ns=} must be after {start_ns=}")
-        state = self.state
-        # A mean over the interval, where the filter wants the value at its end.
-        spread = np.zeros(6) if state is None else np.repeat(state.acceleration_psd, 3)
-        noise = np.asarray(covariance) / dt**2 + np.diag(spread * dt / 3.0)
-        twist = log_se3(newer_from_older) / dt
-        self._add_twist(end_ns, tuple(range(6)), twist, noise)
+        if self._history:
+            self._insert(
+                _Way(
+                    start_ns=start_ns,
+                    timestamp_ns=end_ns,
+                    newer_from_older=newer_from_older,
+                    covariance=np.asarray(covariance, dtype=np.float64),
+                )
+            )
 
     def add_position(
         self, timestamp_ns: int, center: npt.ArrayLike, covariance: npt.ArrayLike
@@ -507,13 +550,19 @@ class MotionTracker:
 
     def _applied(self, measurement: _Measurement) -> _Entry:
         last = self._history[-1]
+        if isinstance(measurement, _Way):
+            return self._moved(measurement, last)
         state = propagate(last.state, measurement.timestamp_ns)
+        sensed: tuple[int, ...] = ()
+        if state.timestamp_ns == last.state.timestamp_ns:
+            sensed = last.sensed
         if isinstance(measurement, _Twist):
             return _Entry(
                 measurement=measurement,
                 state=_with_twist(state, measurement),
                 rejected=last.rejected,
                 verdict=Verdict.ACCEPTED,
+                sensed=sensed,
             )
         if isinstance(measurement, _Position):
             placed = _with_position(state, measurement)
@@ -522,6 +571,7 @@ class MotionTracker:
                 state=state if placed is None else placed,
                 rejected=last.rejected,
                 verdict=Verdict.REJECTED if placed is None else Verdict.ACCEPTED,
+                sensed=sensed,
             )
         if not prediction_is_usable(
             state.covariance[:6, :6], landmark_distance=state.landmark_distance
@@ -536,7 +586,7 @@ class MotionTracker:
             return self._rejected(measurement, state, last.rejected)
         return _Entry(
             measurement=measurement,
-            state=self._with_fix(state, measurement, innovation),
+            state=self._with_fix(state, measurement, innovation, sensed=sensed),
             rejected=(),
             verdict=Verdict.ACCEPTED,
         )
@@ -571,43 +621,103 @@ class MotionTracker:
             ]
         )
 
+    def _moved(self, way: _Way, last: _Entry) -> _Entry:
+        """Return what follows from a motion: the state at its start is an unknown, too.
+
+        Its pose is cloned [1]_, so that what is told of the way between two poses does
+        not make either surer than it is.
+
+        References
+        ----------
+        .. [1] Roumeliotis, Burdick, "Stochastic Cloning: A Generalized Framework for
+           Processing Relative State Measurements", ICRA 2002.
+        """
+        state, sensed = last.state, last.sensed
+        part = way.since(state.timestamp_ns)
+        if part is not None:
+            before = propagate(state, part.start_ns)
+            state, off, scatter = _with_way(before, part)
+            noise = np.diag(part.covariance)
+            # Of what is hardly measured nothing is learned.
+            sensed = tuple(
+                idx
+                for idx, axes in enumerate(_PARTS)
+                if 2.0 * float(np.sum(noise[axes]))
+                < float(np.trace(scatter[axes, axes]))
+            )
+            learned = self._learned_psd(before, scatter, off, parts=sensed)
+            sudden = self._sudden_psd(before, part, off, parts=sensed)
+            if np.any(sudden > _SUDDEN**2 * before.acceleration_psd):
+                # A jerk is one, and no sign that the pose before it was wrong.
+                before = replace(before, acceleration_psd=sudden)
+                state, _, _ = _with_way(before, part)
+            state = replace(state, acceleration_psd=learned)
+        return _Entry(
+            measurement=way,
+            state=state,
+            rejected=last.rejected,
+            verdict=Verdict.ACCEPTED,
+            sensed=sensed,
+        )
+
     def _with_fix(
-        self, state: MotionState, fix: _Fix, innovation: FloatArray
+        self,
+        state: MotionState,
+        fix: _Fix,
+        innovation: FloatArray,
+        *,
+        sensed: tuple[int, ...],
     ) -> MotionState:
         share = self._options.shared_share
         noise = (1.0 - share) * fix.covariance
-        scatter = state.covariance[:6, :6] + noise
-        gain = np.linalg.solve(scatter, state.covariance[:6]).T  # (12, 6)
-        correction = gain @ innovation
-        keep = np.eye(12)
-        keep[:, :6] -= gain
-        # Joseph's form stays positive definite.
-        covariance = keep @ state.covariance @ keep.T + gain @ noise @ gain.T
+        correction, covariance, scatter = _updated(
+            state.covariance, np.eye(6, 12), innovation, noise
+        )
         distance = 0.9 * state.landmark_distance + 0.1 * fix.landmark_distance
         return replace(
-            state,
-            cam_from_world=exp_se3(correction[:6]) @ state.cam_from_world,
-            velocity=state.velocity + correction[6:],
-            covariance=_symmetric(covariance),
+            _shifted(state, correction, covariance),
             shared=share * fix.covariance,
-            acceleration_psd=self._learned_psd(state, scatter, innovation),
+            acceleration_psd=self._learned_psd(
+                state,
+                scatter,
+                innovation,
+                parts=[idx for idx in range(len(_PARTS)) if idx not in sensed],
+            ),
             landmark_distance=distance,
             fix_ns=max(state.fix_ns, fix.timestamp_ns),
         )
 
     def _learned_psd(
-        self, state: MotionState, scatter: FloatArray, innovation: FloatArray
+        self,
+        state: MotionState,
+        scatter: FloatArray,
+        innovation: FloatArray,
+        *,
+        parts: Iterable[int],
     ) -> FloatArray:
-        """Return densities that grow fast when fixes surprise, and shrink slowly."""
+        """Return densities that grow fast on surprises, and shrink slowly."""
         first = self._first_psd(state.landmark_distance)
         limit = self._options.psd_range
         factors = np.ones(2)
-        for idx, part in enumerate((slice(0, 3), slice(3, 6))):
-            y = innovation[part]
-            surprise = float(y @ np.linalg.solve(scatter[part, part], y)) / 3.0 - 1.0
+        for idx in parts:
+            axes = _PARTS[idx]
+            y = innovation[axes]
+            surprise = float(y @ np.linalg.solve(scatter[axes, axes], y)) / 3.0 - 1.0
             gain = 0.25 if surprise > 0 else 0.05
             factors[idx] = 1.0 + gain * min(surprise, 8.0)
         return np.clip(state.acceleration_psd * factors, first / limit, first * limit)
+
+    def _sudden_psd(
+        self, state: MotionState, way: _Way, off: FloatArray, *, parts: Iterable[int]
+    ) -> FloatArray:
+        """Return densities with which a way that is off by so much is usual."""
+        span_s = (way.timestamp_ns - way.start_ns) / _NS_PER_S
+        psd = state.acceleration_psd.copy()
+        for idx in parts:
+            usual = 3.0 * float(np.mean(off[_PARTS[idx]] ** 2)) / span_s**3
+            psd[idx] = max(psd[idx], usual)
+        limit = self._options.psd_range * self._first_psd(state.landmark_distance)
+        return np.asarray(np.clip(psd, None, np.maximum(limit, state.acceleration_psd)))
 
     def _rejected(
         self, fix: _Fix, state: MotionState, before: tuple[_Fix, ...]
@@ -645,6 +755,27 @@ def _with_twist(state: MotionState, measured: _Twist) -> MotionState:
     return _corrected(state, design, off, measured.covariance)
 
 
+def _with_way(
+    before: MotionState, way: _Way
+) -> tuple[MotionState, FloatArray, FloatArray]:
+    """Return the state behind a way, by how much it surprised, and its covariance."""
+    after = propagate(before, way.timestamp_ns)
+    predicted = after.cam_from_world @ before.cam_from_world.inverse()
+    dt = (way.timestamp_ns - before.timestamp_ns) / _NS_PER_S
+    transition = _transition(predicted, before.velocity, dt)
+    # Of (pose, twist) after and the pose before; the noise is that of the first alone.
+    joint = np.zeros((18, 18))
+    joint[:12, :12] = after.covariance
+    joint[12:, 12:] = before.covariance[:6, :6]
+    across = transition @ before.covariance[:, :6]
+    joint[:12, 12:], joint[12:, :12] = across, across.T
+    design = np.zeros((6, 18))
+    design[:, :6], design[:, 12:] = np.eye(6), -transition[:6, :6]
+    off = log_se3(way.newer_from_older @ predicted.inverse())
+    correction, joint, scatter = _updated(joint, design, off, way.covariance)
+    return _shifted(after, correction[:12], joint[:12, :12]), off, scatter
+
+
 def _with_position(state: MotionState, measured: _Position) -> MotionState | None:
     """Return the state with a place in it; None when it contradicts the state."""
     R = state.cam_from_world.R
@@ -663,12 +794,24 @@ def _corrected(
     state: MotionState, design: FloatArray, off: FloatArray, noise: FloatArray
 ) -> MotionState:
     """Return the state after a measurement that is `design` times its error."""
-    scatter = design @ state.covariance @ design.T + noise
-    gain = np.linalg.solve(scatter, design @ state.covariance).T
-    correction = gain @ off
-    keep = np.eye(12) - gain @ design
+    correction, covariance, _ = _updated(state.covariance, design, off, noise)
+    return _shifted(state, correction, covariance)
+
+
+def _updated(
+    covariance: FloatArray, design: FloatArray, off: FloatArray, noise: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return a Kalman update's correction, covariance, and that of its innovation."""
+    scatter = design @ covariance @ design.T + noise
+    gain = np.linalg.solve(scatter, design @ covariance).T
+    keep = np.eye(len(covariance)) - gain @ design
     # Joseph's form stays positive definite.
-    covariance = keep @ state.covariance @ keep.T + gain @ noise @ gain.T
+    return gain @ off, keep @ covariance @ keep.T + gain @ noise @ gain.T, scatter
+
+
+def _shifted(
+    state: MotionState, correction: FloatArray, covariance: FloatArray
+) -> MotionState:
     return replace(
         state,
         cam_from_world=exp_se3(correction[:6]) @ state.cam_from_world,

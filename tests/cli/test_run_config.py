@@ -162,6 +162,20 @@ def test_options_of_other_sensors_become_values():
             "--gnss-latency-ms must be from 0 to 10000, got '-1'",
         ),
         (
+            {"imu": "imu.csv"},
+            "--imu needs --imu-extrinsics: how it is turned to the camera, "
+            "x,y,z,qx,qy,qz,qw of cam_from_imu or a file of Kalibr's",
+        ),
+        (
+            {"imu_extrinsics": "imu.yaml", "wheel_odometry_latency_ms": "11000"},
+            "--wheel-odometry-latency-ms must be from -10000 to 10000, got '11000'; "
+            "--imu-extrinsics is for --imu, which is missing",
+        ),
+        (
+            {"wheel_odometry": "o", "wheel_odometry_extrinsics": "e", "cold": True},
+            "--wheel-odometry tells of the way between frames, which --cold leaves out",
+        ),
+        (
             {"ignore_classes": "car"},
             "--ignore-classes is for --segmenter, which is missing",
         ),

@@ -17,6 +17,7 @@ from edgeloc.runtime.log_format import (
     SourceFacts,
     record_bytes,
 )
+from edgeloc.runtime.sensed_motion import RelativeMotion, SensedMotion
 from edgeloc.types import CameraModel, Cause, PoseEstimate, PoseStatus, Rung
 
 CAMERA = CameraModel(
@@ -32,6 +33,16 @@ PRIOR = PosePrior(
         down_in_cam=np.array([0.0, 1.0, 0.0]),
         down_in_world=np.array([0.0, 0.0, -1.0]),
         sigma_rad=0.05,
+    ),
+)
+MOTION = SensedMotion(
+    start_ns=-5 * MS,
+    end_ns=33 * MS,
+    rate_times_ns=np.array([-6 * MS, 34 * MS]),
+    rates_rad_s=np.array([[0.1, 0.2, 0.1 + 0.2], [0.0, -0.1, 0.0]]),
+    odometry=RelativeMotion(
+        newer_from_older=exp_se3([0.1, -0.2, 0.3, 1.0, 2.0, 3.0]),
+        covariance=np.diag([1e-6, 1e-6, 1e-6, 1e-4, 1e-4, 1e-4]),
     ),
 )
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from log_cases import MS, PRIOR, logged_answer, logged_frame, session_of_test
+from log_cases import MOTION, MS, PRIOR, logged_answer, logged_frame, session_of_test
+from made_up_motion import steady_rates
 from site_fixture import CAMERA, BuiltSite, query_images
 from test_replay import RestlessClock
 
@@ -25,6 +26,7 @@ from edgeloc.runtime.log_aids import NO_AIDS, LoggedAids, LoggedMask, SessionAid
 from edgeloc.runtime.log_format import MAGIC, parse_payload, record_bytes
 from edgeloc.runtime.log_reader import LogReader, Step
 from edgeloc.runtime.masking import FrameMasks
+from edgeloc.runtime.motion_feed import MotionFeed
 from edgeloc.runtime.record import open_recorder, session_of, source_facts
 from edgeloc.runtime.replay import EXACT, ReplayGaps, differences, replay_session
 from edgeloc.types import ByteArray, Frame, FrameBudget, PoseStatus
@@ -36,11 +38,15 @@ def column(x: int, *, width: int = 64, height: int = 48) -> ByteArray:
     return mask
 
 
+SAID = LoggedAids(motion=MOTION).to_payload()["motion"]
+
+
 # --- the format
 
 
 def test_masks_and_priors_come_back_to_the_last_bit() -> None:
-    said = LoggedAids(prior=PRIOR, masks=(LoggedMask.of(column(3)), None))
+    masks = (LoggedMask.of(column(3)), None)
+    said = LoggedAids(prior=PRIOR, motion=MOTION, masks=masks)
     answer = logged_answer(aids=said)
     again = parse_payload(msgpack.packb(answer.to_payload())).aids
     assert again.to_payload() == said.to_payload()
@@ -50,6 +56,11 @@ def test_masks_and_priors_come_back_to_the_last_bit() -> None:
     )
     assert again.prior.heading == PRIOR.heading
     np.testing.assert_array_equal(again.prior.vertical.down_in_world, [0, 0, -1])
+    assert (again.motion.start_ns, again.motion.end_ns) == (-5 * MS, 33 * MS)
+    np.testing.assert_array_equal(again.motion.rates_rad_s, MOTION.rates_rad_s)
+    np.testing.assert_array_equal(
+        again.motion.odometry.newer_from_older.t, MOTION.odometry.newer_from_older.t
+    )
     mask, failed = again.masks
     np.testing.assert_array_equal(mask.mask(), column(3))
     assert failed is None
@@ -76,6 +87,23 @@ def test_a_mask_takes_little_room_and_nothing_none() -> None:
         ({"position": b"\xff" * 96}, "expected 12 finite numbers"),
         ({"heading": bytes(16)}, "expected a heading with a sigma above 0"),
         ({"vertical": bytes(56)}, "aids.vertical: down_in_cam has length 0"),
+        ({"motion": {"start_ns": 1}}, "aids.motion.* is missing"),
+        (
+            {"motion": {**SAID, "end_ns": -6 * MS}},
+            "end_ns is -6000000, expected an int",
+        ),
+        ({"motion": {**SAID, "rate_times_ns": b"1"}}, "expected whole times"),
+        ({"motion": {**SAID, "rates": b""}}, "expected binary data of 48 bytes"),
+        ({"motion": {**SAID, "rates": b"\xff" * 48}}, "expected 6 finite numbers"),
+        (
+            {"motion": {**SAID, "rate_times_ns": bytes([1] * 8 + [0] * 8)}},
+            "expected times in their order",
+        ),
+        ({"motion": {**SAID, "odometry": bytes(384)}}, "a motion and a covariance"),
+        (
+            {"motion": {**SAID, "odometry": bytes(96) + SAID["odometry"][96:]}},
+            "aids.motion.odometry: R is not a rotation",
+        ),
         ({"masks": [1]}, r"aids.masks\[0\] is 1, expected an object"),
         ({"masks": [None] * 1001}, "expected a list of at most 1000"),
         ({"masks": [{"size": [0, 4], "bits": b"x"}]}, "expected an integer from 1"),
@@ -109,6 +137,16 @@ def test_logs_of_version_1_are_read() -> None:
             payload["format"] = 1
         again = parse_payload(msgpack.packb(payload))
         assert again.to_payload() == entry.to_payload()
+
+
+def test_logs_of_version_2_are_read() -> None:
+    """They know nothing of sensors of motion."""
+    aids = SessionAids(static_mask=None, segmenter=False, priors=True)
+    payload = {**session_of_test(aids=aids).to_payload(), "format": 2}
+    del payload["aids"]["motions"]
+    again = parse_payload(msgpack.packb(payload))
+    assert again.aids == aids
+    assert not again.aids.motions
 
 
 # --- runs
@@ -152,14 +190,22 @@ class Sensors:
 def helped(
     orb_site: BuiltSite, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Sensors]:
-    """The log of a run of four frames with all that helps."""
+    """The log of a run of six frames with all that helps."""
     path = tmp_path_factory.mktemp("helped") / "run.log"
-    images = query_images()[:4]
+    images = query_images()[:6]
     sensors = Sensors({i.timestamp_ns: i.cam_from_world.origin_in_a for i in images})
     clock = RestlessClock(seed=1, longest_ns=MS // 2)
     static = np.full((CAMERA.height, CAMERA.width), 255, np.uint8)
     static[200:] = 0
-    aids = Aids(masks=FrameMasks(static, Network(), clock=clock), priors=sensors)
+    motions = MotionFeed()
+    times_ns = [image.timestamp_ns for image in images]
+    for rate in steady_rates(times_ns, [image.cam_from_world for image in images]):
+        motions.push_rate(*rate)
+    aids = Aids(
+        masks=FrameMasks(static, Network(), clock=clock),
+        priors=sensors,
+        motions=motions,
+    )
     config = {"method": "auto", "gnss": "tcp://127.0.0.1:9", "mask": "hood.png"}
     session = session_of(
         site=orb_site.site,
@@ -189,7 +235,8 @@ def helped(
         assert estimate.status is PoseStatus.LOCALIZED
         recorder.estimate(estimate)
     recorder.close()
-    assert len(sensors.asked_ns) == 4
+    assert len(sensors.asked_ns) == 6
+    assert estimator.ego_motion.believed == ("--imu",)
     return path, sensors
 
 
@@ -212,7 +259,7 @@ def test_a_run_with_masks_and_sensors_repeats(
 ) -> None:
     path, sensors = helped
     found = replayed(path, orb_site)
-    assert [f.num_readings_off for f in found] == [0] * 4
+    assert [f.num_readings_off for f in found] == [0] * 6
     for frame in found:
         assert differences(frame.answer.estimate, frame.estimate, EXACT) == []
         assert frame.estimate.stage_ns == frame.answer.estimate.stage_ns
@@ -220,6 +267,8 @@ def test_a_run_with_masks_and_sensors_repeats(
     centers = [f.answer.aids.prior.position for f in found]
     assert centers[1] is None
     np.testing.assert_array_equal(centers[2].center, sensors.true[sensors.asked_ns[2]])
+    # So were the rates, from 10 ms to 10 ms between frames; the estimator used them.
+    assert [len(f.answer.aids.motion.rate_times_ns) for f in found][:2] == [0, 78]
     # The network ran in the warm-up, then on frames.
     assert len(found[0].frame.aids.masks) == 1
     masks = [mask for f in found for mask in f.answer.aids.masks]
@@ -247,12 +296,13 @@ def test_the_command(
     again = tmp_path / "again.log"
     assert replay_command.main([str(helped[0]), "--info"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["aids"] == {"static_mask": True, "segmenter": True, "priors": True}
+    helped_by = {"static_mask": True, "segmenter": True, "priors": True}
+    assert facts["aids"] == {**helped_by, "motions": True}
     assert replay_command.main([str(helped[0]), "--write", str(again)]) == 0
     site = ["--map", str(orb_site.path)]
     assert replay_command.main([str(again), *site, "--compare"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("4 frames compared with exact tolerances: 4 equal")
+    assert out.startswith("6 frames compared with exact tolerances: 6 equal")
     assert "does not hold" not in err
     old = tmp_path / "old.log"
     with LogReader(again) as log, old.open("wb") as file:

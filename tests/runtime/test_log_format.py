@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_cases import (
+    MOTION,
     PRIOR,
     assert_same_estimate,
     logged_answer,
@@ -228,7 +229,7 @@ def changed(entry, path, value):
 
 SESSION, FRAME, ANSWER = session_of_test(), logged_frame(), logged_answer()
 MASK = LoggedMask(width=3, height=2, bits=b"\xa8")
-AIDS = LoggedAids(prior=PRIOR, masks=(MASK,))
+AIDS = LoggedAids(prior=PRIOR, motion=MOTION, masks=(MASK,))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ AIDS = LoggedAids(prior=PRIOR, masks=(MASK,))
     [
         (SESSION, ["type"], "other", "type is 'other', expected one of session"),
         (SESSION, ["type"], KeyError, "type is missing"),
-        (SESSION, ["format"], 3, "format version 3, this edgeloc reads 1, 2"),
+        (SESSION, ["format"], 4, "format version 4, this edgeloc reads 1, 2, 3"),
         (SESSION, ["aids"], {}, "aids.priors is missing"),
         (SESSION, ["more"], 1, "more is not a field of the format"),
         (SESSION, ["map_id"], "x", "map_id is not a field"),
@@ -418,7 +419,7 @@ def test_no_value_in_the_place_of_another_breaks_the_parser(value, kind, entry, 
 
 def test_the_document_names_every_field():
     text = Path(log_format.__file__).with_name("LOG_FORMAT.md").read_text("utf-8")
-    aids = SessionAids(static_mask=MASK, segmenter=True, priors=True)
+    aids = SessionAids(static_mask=MASK, segmenter=True, priors=True, motions=True)
     entries = (replace(SESSION, aids=aids), FRAME, replace(ANSWER, aids=AIDS))
     described = {"map", "camera", "source", "image", "aids"}
     for entry in (*entries, Counters()):
@@ -427,7 +428,7 @@ def test_the_document_names_every_field():
             if isinstance(value, dict) and key in described:
                 for inner in value:
                     assert re.search(rf"`{inner}`", text), inner
-    for inner in MASK.to_payload():
+    for inner in (*MASK.to_payload(), *AIDS.to_payload()["motion"]):
         assert re.search(rf"`{inner}`", text), inner
     assert text.startswith(
         f"# The log of a run, format version {log_format.FORMAT_VERSION}\n"

@@ -28,8 +28,9 @@ from edgeloc.localize.pose_prior import (
     heading_of,
     plausible_keyframes,
 )
+from edgeloc.runtime.line_source import is_recorded
 from edgeloc.runtime.nmea import Attitude, Fix, Heading, sentence
-from edgeloc.runtime.prior_source import is_recorded, open_prior_source
+from edgeloc.runtime.prior_source import open_prior_source
 from edgeloc.runtime.priors import (
     PriorFeed,
     PriorOptions,
@@ -185,7 +186,7 @@ class TestSources:
         monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        monkeypatch.setattr("edgeloc.runtime.prior_source._RETRY_S", 0.01)
+        monkeypatch.setattr("edgeloc.runtime.line_source._RETRY_S", 0.01)
         address, listening = server
         clock = ManualClock()
         feed = PriorFeed(SITE, PriorOptions())

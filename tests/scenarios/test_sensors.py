@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 from nmea_lines import GEO, gga
@@ -34,11 +36,19 @@ def on_earth(site, folder):
     return folder
 
 
-class Receiver:
-    """Says over TCP where it is, ten times a second."""
+class Speaker:
+    """Says over TCP what it measures, over and over.
 
-    def __init__(self):
-        self.place = ROOM
+    Parameters
+    ----------
+    line : callable
+        From the time, s, to what is said then.
+    every_s : float
+        How often.
+    """
+
+    def __init__(self, line, every_s):
+        self._line, self._every_s = line, every_s
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve)
@@ -51,14 +61,10 @@ class Receiver:
     def _serve(self):
         self._listening.settimeout(60.0)
         connection, _ = self._listening.accept()
-        with connection:
-            time_s = 0.0
-            while not self._stop.wait(0.1):
-                time_s += 0.1
-                try:
-                    connection.sendall(gga(time_s, self.place))
-                except OSError:
-                    return
+        begin_s = time.monotonic()
+        with connection, contextlib.suppress(OSError):
+            while not self._stop.wait(self._every_s):
+                connection.sendall(self._line(time.monotonic() - begin_s))
 
     def close(self):
         self._stop.set()
@@ -66,20 +72,30 @@ class Receiver:
         self._listening.close()
 
 
-def test_gnss_over_tcp_is_used_logged_and_not_believed_when_wrong(tmp_path, capsys):
+def spinning(time_s):
+    """An inertial sensor that spins, which the camera does not."""
+    return b"%d,0.5,0,2.5,0,0,9.81\n" % round(time_s * 1e9)
+
+
+def test_sensors_over_tcp_are_used_logged_and_not_believed_when_wrong(tmp_path, capsys):
     """A receiver says where the camera is, and after a while that it is elsewhere.
 
-    Expected: frames are localized in the room, whatever it says; the log has what it
-    said with each answer; what it says of another place is rejected, in one line on
-    stderr; the replay has neither receiver nor clock and comes to the same answers.
+    An inertial sensor is on something else all the time. Expected: frames are localized
+    in the room, whatever they say; the log has what they said with each answer; what
+    they say of another place and motion is rejected, in one line each on stderr; the
+    replay has neither sensors nor clock and comes to the same answers.
     """
     clip, site = demo_paths()
-    log, receiver = tmp_path / "run.log", Receiver()
+    places = [ROOM]
+    receiver = Speaker(lambda time_s: gga(time_s, places[-1]), 0.1)
+    inertial = Speaker(spinning, 0.01)
+    log = tmp_path / "run.log"
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "edgeloc.cli.run", "--pace", "realtime"),
             *("--camera", str(clip), "--map", str(on_earth(site, tmp_path / "site"))),
             *("--gnss", receiver.address, "--gnss-sigma-m", "2"),
+            *("--imu", inertial.address, "--imu-extrinsics", "0,0,0,0,0,0,1"),
             *("--mask", "0,0 640,0 640,40 0,40", "--budget-ms", "400"),
             *("--record", str(log), "--rate", "10", "--realtime", "off"),
         ],
@@ -90,13 +106,16 @@ def test_gnss_over_tcp_is_used_logged_and_not_believed_when_wrong(tmp_path, caps
     try:
         run.wait_for(lambda run: len(run.of(status="LOCALIZED")) >= 8, timeout_s=60.0)
         assert "rejected" not in run.err
-        receiver.place = FAR
+        places.append(FAR)
         run.wait_for(lambda run: "a prior was rejected: " in run.err)
+        run.wait_for(lambda run: "--imu is not believed: " in run.err)
         process.send_signal(signal.SIGTERM)
     finally:
         run.finish(timeout_s=60.0)
         receiver.close()
+        inertial.close()
     assert process.returncode == 0, run.err
+    assert run.err.count("--imu is not believed: the picture says otherwise") == 1
     run.assert_one_record_per_frame()
     places = [record["position"] for record in run.of(status="LOCALIZED")]
     assert np.linalg.norm(np.array(places) - ROOM, axis=1).max() < 4.0
@@ -104,6 +123,7 @@ def test_gnss_over_tcp_is_used_logged_and_not_believed_when_wrong(tmp_path, caps
     with LogReader(log) as reader:
         ((session, entries),) = [(s, list(e)) for s, e in reader.sessions()]
     assert session.aids.priors
+    assert session.aids.motions
     mask = session.aids.static_mask.mask()
     assert (mask[:40].max(), mask[42:].min()) == (0, 255)
     steps = [entry for entry in entries if isinstance(entry, Step)]
@@ -114,6 +134,12 @@ def test_gnss_over_tcp_is_used_logged_and_not_believed_when_wrong(tmp_path, caps
     assert in_room.sum() >= 5
     assert centers[-1, 0] > 100.0
     assert all(p is None or p.covariance[0, 0] >= 4.0 for p in said)
+
+    moved = [step.answer.aids.motion for step in steps if step.answer]
+    covered = [motion for motion in moved if len(motion.rate_times_ns)]
+    assert len(covered) >= 5
+    for motion in covered:
+        np.testing.assert_array_equal(motion.rates_rad_s[:, 2], 2.5)
 
     assert replay_command.main([str(log), "--compare"]) == 0
     compared = capsys.readouterr().out

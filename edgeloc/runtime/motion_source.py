@@ -1,0 +1,184 @@
+"""Where the motion between frames comes from: inertial sensors and wheels.
+
+A recorded file begins with the first frame. Live lines bear a clock of their own, and
+come in bursts: what arrived with the least delay tells how that clock lies to the clock
+of the frames (`ArrivalClock`). From both, the latency that the user knows of is taken
+off, and Kalibr's shift of the clocks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from edgeloc.clock import Clock
+from edgeloc.config import RunConfig
+from edgeloc.errors import ConfigError
+from edgeloc.runtime.extrinsics import load_extrinsics
+from edgeloc.runtime.line_source import LineReader, is_recorded, recorded_lines
+from edgeloc.runtime.motion_feed import MotionFeed, WheelOdometry
+from edgeloc.runtime.motion_lines import (
+    LineCounter,
+    parse_imu_line,
+    parse_trajectory_line,
+)
+from edgeloc.types import FloatArray, Rigid3
+
+_log = logging.getLogger(__name__)
+
+_Value = TypeVar("_Value")
+
+
+class ArrivalClock:
+    """From the times of a sensor to the clock on which its lines arrive.
+
+    Lines are late by different amounts and never early: the least that a line was late
+    is taken for none. The clocks may drift apart by `max_drift`.
+
+    Parameters
+    ----------
+    max_drift : float
+        Ratio.
+    restart_ns : int
+        A sensor whose clock jumped further began anew.
+    """
+
+    def __init__(
+        self, *, max_drift: float = 1e-4, restart_ns: int = 1_000_000_000
+    ) -> None:
+        self._max_drift = max_drift
+        self._restart_ns = restart_ns
+        self._offset_ns = 0
+        self._last_ns: int | None = None
+
+    def frame_time_ns(self, stamp_ns: int, arrival_ns: int) -> int:
+        """Return when a line was measured, on the clock of its arrival."""
+        offset_ns = arrival_ns - stamp_ns
+        if self._last_ns is None or abs(offset_ns - self._offset_ns) > self._restart_ns:
+            self._offset_ns = offset_ns
+        else:
+            allowed_ns = round(self._max_drift * (arrival_ns - self._last_ns))
+            self._offset_ns = min(offset_ns, self._offset_ns + allowed_ns)
+        self._last_ns = arrival_ns
+        return stamp_ns + self._offset_ns
+
+
+def open_motion(config: RunConfig, clock: Clock) -> MotionFeed | None:
+    """Open the sensors of motion that the options of a run name; None for none.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Options.
+    clock : Clock
+        Of the frames.
+
+    Raises
+    ------
+    ConfigError
+        When a source or a file of extrinsics is wrong or not there.
+    """
+    if config.imu is None and config.wheel_odometry is None:
+        return None
+    imu, wheels = config.imu, config.wheel_odometry
+    feed = MotionFeed(
+        rates_recorded=imu is not None and is_recorded(imu),
+        odometer=WheelOdometry(
+            recorded=wheels is not None and is_recorded(wheels),
+            drift=config.wheel_odometry_drift_percent / 100.0,
+        ),
+    )
+    try:
+        if imu is not None:
+            _open_imu(imu, feed, config, clock)
+        if wheels is not None:
+            _open_wheels(wheels, feed, config, clock)
+    except ConfigError:
+        feed.close()
+        raise
+    return feed
+
+
+def _open_imu(source: str, feed: MotionFeed, config: RunConfig, clock: Clock) -> None:
+    extrinsics = load_extrinsics(
+        str(config.imu_extrinsics), option="--imu-extrinsics", sensor="imu"
+    )
+    R_cam_from_imu = extrinsics.cam_from_sensor.R
+
+    def push(timestamp_ns: int, rate_rad_s: FloatArray) -> None:
+        feed.push_rate(timestamp_ns, R_cam_from_imu @ rate_rad_s)
+
+    _open(
+        source,
+        "--imu",
+        counter=LineCounter(parse_imu_line),
+        push=push,
+        feed=feed,
+        clock=clock,
+        late_ns=round(config.imu_latency_ms * 1e6) + extrinsics.shift_ns,
+    )
+
+
+def _open_wheels(
+    source: str, feed: MotionFeed, config: RunConfig, clock: Clock
+) -> None:
+    extrinsics = load_extrinsics(
+        str(config.wheel_odometry_extrinsics),
+        option="--wheel-odometry-extrinsics",
+        sensor="base",
+    )
+    base_from_cam = extrinsics.cam_from_sensor.inverse()
+
+    def push(timestamp_ns: int, odom_from_base: Rigid3) -> None:
+        feed.push_pose(timestamp_ns, odom_from_base @ base_from_cam)
+
+    _open(
+        source,
+        "--wheel-odometry",
+        counter=LineCounter(parse_trajectory_line),
+        push=push,
+        feed=feed,
+        clock=clock,
+        late_ns=round(config.wheel_odometry_latency_ms * 1e6) + extrinsics.shift_ns,
+    )
+
+
+def _open(
+    source: str,
+    option: str,
+    *,
+    counter: LineCounter[tuple[int, _Value]],
+    push: Callable[[int, _Value], None],
+    feed: MotionFeed,
+    clock: Clock,
+    late_ns: int,
+) -> None:
+    """Have a source push what it measures from now on; a file, all of it at once."""
+    if is_recorded(source):
+        first_ns: int | None = None
+        for line in recorded_lines(source, option=option):
+            said = counter.feed(line)
+            if said is not None:
+                first_ns = said[0] if first_ns is None else first_ns
+                push(said[0] - first_ns - late_ns, said[1])
+        if first_ns is None:
+            raise ConfigError(
+                f"{option} {source}: no line in it says anything ({counter})"
+            )
+        _log.info("%s %s: %s", option, source, counter)
+        return
+    arrivals = ArrivalClock()
+
+    def take(line: bytes, now_ns: int) -> None:
+        said = counter.feed(line)
+        if said is not None:
+            push(arrivals.frame_time_ns(said[0], now_ns) - late_ns, said[1])
+
+    reader = LineReader(source, option=option, take=take, clock=clock)
+
+    def close() -> None:
+        reader.close()
+        _log.info("%s: %s", option, counter)
+
+    feed.on_close.append(close)
