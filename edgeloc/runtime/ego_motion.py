@@ -24,13 +24,14 @@ from edgeloc.clock import Clock
 from edgeloc.geometry.gyro import Turn, integrate_rates
 from edgeloc.geometry.se3 import adjoint, log_se3, log_so3
 from edgeloc.localize.candidate import Candidate
+from edgeloc.runtime.motion_update import CHI2_3_Q999, CHI2_6_Q999
 from edgeloc.runtime.sensed_motion import (
     UNKNOWN_VARIANCE,
     RelativeMotion,
     SensedMotion,
 )
 from edgeloc.runtime.telemetry import RepeatedWarning
-from edgeloc.runtime.tracker import CHI2_3_Q999, CHI2_6_Q999, MotionTracker
+from edgeloc.runtime.tracker import MotionTracker
 from edgeloc.types import FloatArray, Rigid3
 
 _log = logging.getLogger(__name__)

@@ -28,10 +28,12 @@ from edgeloc.runtime.ladder import Attempt, LadderState, Need
 from edgeloc.runtime.looking import Looking
 from edgeloc.runtime.method_structure import StructureMethod
 from edgeloc.runtime.methods import open_methods
+from edgeloc.runtime.motion_state import MotionState
+from edgeloc.runtime.odometry import Odometry
 from edgeloc.runtime.priors import PriorTrust
 from edgeloc.runtime.site_parts import SiteParts, open_site_parts
 from edgeloc.runtime.telemetry import RepeatedWarning
-from edgeloc.runtime.tracker import MotionState, MotionTracker, Odometry
+from edgeloc.runtime.tracker import MotionTracker
 from edgeloc.tiles.reader import Site, TileMissingError, assemble_local_map
 from edgeloc.types import (
     ByteArray,

@@ -29,15 +29,13 @@ from edgeloc.localize.track import (
     solve_tracks,
     track_frame,
 )
-from edgeloc.runtime.tracker import (
+from edgeloc.runtime.motion_state import (
     MotionState,
-    MotionTracker,
-    Odometer,
-    Odometry,
-    Verdict,
     predict_pose,
     prediction_is_usable,
 )
+from edgeloc.runtime.odometry import Odometer, Odometry
+from edgeloc.runtime.tracker import MotionTracker, Verdict
 from edgeloc.tiles.layout import LocalMap
 from edgeloc.types import (
     BoolArray,

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeloc.clock import Clock
 from edgeloc.runtime.capture import FrameFeed
 from edgeloc.runtime.frame_source import UnreadableFrame, checked_frame
+from edgeloc.runtime.motion_state import MotionState
+from edgeloc.runtime.odometry import Odometry
 from edgeloc.runtime.sinks import Sink, odometry_fields, record_from_estimate
 from edgeloc.runtime.telemetry import RepeatedWarning, Telemetry
-from edgeloc.runtime.tracker import MotionState, Odometry
 from edgeloc.types import (
     Cause,
     Frame,

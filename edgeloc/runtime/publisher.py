@@ -21,6 +21,12 @@ from edgeloc.clock import Clock, MonotonicClock
 from edgeloc.config import RunConfig
 from edgeloc.runtime.channel import Answer, Board, Cell, Header, Line, Waitable
 from edgeloc.runtime.control import Control
+from edgeloc.runtime.motion_state import (
+    MotionState,
+    predict_pose,
+    prediction_is_usable,
+)
+from edgeloc.runtime.odometry import Odometry
 from edgeloc.runtime.realtime import request_realtime
 from edgeloc.runtime.sinks import (
     EncodingSink,
@@ -28,13 +34,7 @@ from edgeloc.runtime.sinks import (
     open_sinks,
     record_from_estimate,
 )
-from edgeloc.runtime.tracker import (
-    MotionState,
-    MotionTracker,
-    Odometry,
-    predict_pose,
-    prediction_is_usable,
-)
+from edgeloc.runtime.tracker import MotionTracker
 from edgeloc.runtime.wire import (
     odometry_from_vector,
     pack_estimate,

@@ -17,9 +17,9 @@ import msgpack  # type: ignore[import-untyped]
 from edgeloc.clock import Clock
 from edgeloc.errors import ConfigError
 from edgeloc.geometry.se3 import quat_from_rotation
+from edgeloc.runtime.odometry import Odometry
 from edgeloc.runtime.outlets import Outlet, open_file, open_stdout
 from edgeloc.runtime.telemetry import RepeatedWarning
-from edgeloc.runtime.tracker import Odometry
 from edgeloc.types import PoseEstimate
 
 _log = logging.getLogger(__name__)

@@ -1,12 +1,8 @@
-"""The camera's motion: a filter on SE(3), predictions, and a smooth odometry frame.
+"""A filter of the camera's motion on SE(3): fixes and other measurements in.
 
-Imports nothing but NumPy, since the publisher predicts in a process of its own.
-
-The state is the pose ``cam_from_world`` and its twist ``velocity`` (rad/s, m/s, in the
-camera frame): ``cam_from_world(t + dt) = Exp(velocity dt) @ cam_from_world(t)``. Errors
-are left perturbations as in `edgeloc.types`. The acceleration is white noise; its
-density is learned from how far fixes lie from predictions, and starts from the
-distance of the landmarks, so that neither a scene's unit nor its size matters.
+Its state is that of `edgeloc.runtime.motion_state`. The density of the acceleration is
+learned from how far measurements lie from predictions, and starts from the distance of
+the landmarks, so that neither a scene's unit nor its size matters.
 
 Fixes that follow each other share most of their error: they come from the same
 landmarks, whose map is wrong by the same amount. A filter that took them for
@@ -24,20 +20,26 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from edgeloc.geometry.se3 import adjoint, exp_se3, log_se3, skew
+from edgeloc.geometry.se3 import log_se3
+from edgeloc.runtime.motion_state import (
+    MotionState,
+    prediction_is_usable,
+    propagate,
+)
+from edgeloc.runtime.motion_update import (
+    CHI2_6_Q999,
+    Position,
+    Twist,
+    Way,
+    shifted,
+    updated,
+    with_position,
+    with_twist,
+    with_way,
+)
 from edgeloc.types import FloatArray, Rigid3
 
 _NS_PER_S = 1_000_000_000
-_VECTOR_VERSION = 1.0
-
-VECTOR_SIZE = 1 + 4 + 12 + 6 + 144 + 36 + 2 + 1
-"""Elements of `MotionState.to_vector`."""
-
-CHI2_6_Q999 = 22.458
-"""Of a chi-square with six degrees of freedom: 0.999 lie below."""
-
-CHI2_3_Q999 = 16.266
-"""The same with three."""
 
 _SUDDEN = 3.0
 """A way that is off by so many times what is usual is a jerk."""
@@ -89,179 +91,6 @@ class MotionOptions:
             )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MotionState:
-    """Where the camera is, how it moves, and how well that is known.
-
-    Parameters
-    ----------
-    timestamp_ns : int
-        Of this state.
-    cam_from_world : Rigid3
-        The pose.
-    velocity : ndarray of shape (6,), float64
-        The twist (rad/s, m/s), see the module's docstring.
-    covariance : ndarray of shape (12, 12), float64
-        Of (pose, twist), without what fixes share.
-    shared : ndarray of shape (6, 6), float64
-        The part of the pose's covariance that all recent fixes share.
-    acceleration_psd : ndarray of shape (2,), float64
-        Densities of the angular (rad^2/s^3) and linear (m^2/s^3) acceleration.
-    landmark_distance : float
-        Typical distance of the landmarks in view, m: the size of the scene.
-    fix_ns : int
-        Time of the newest fix in it.
-    """
-
-    timestamp_ns: int
-    cam_from_world: Rigid3
-    velocity: FloatArray
-    covariance: FloatArray
-    shared: FloatArray
-    acceleration_psd: FloatArray
-    landmark_distance: float
-    fix_ns: int
-
-    def to_vector(self) -> FloatArray:
-        """Return the state as `VECTOR_SIZE` numbers, for shared memory."""
-        times = [
-            part
-            for ns in (self.timestamp_ns, self.fix_ns)
-            for part in divmod(ns, _NS_PER_S)
-        ]  # as one float64 each, nanoseconds would be rounded after 104 days
-        return np.concatenate(
-            [
-                [_VECTOR_VERSION, *times],
-                self.cam_from_world.R.ravel(),
-                self.cam_from_world.t,
-                self.velocity,
-                self.covariance.ravel(),
-                self.shared.ravel(),
-                self.acceleration_psd,
-                [self.landmark_distance],
-            ]
-        )
-
-    @staticmethod
-    def from_vector(vector: npt.ArrayLike) -> MotionState:
-        """Return the state of a vector.
-
-        Raises
-        ------
-        ValueError
-            When it is not one that `to_vector` made.
-        """
-        v = np.asarray(vector, dtype=np.float64)
-        if v.shape != (VECTOR_SIZE,) or v[0] != _VECTOR_VERSION:
-            raise ValueError(
-                f"a motion state is {VECTOR_SIZE} numbers of version "
-                f"{_VECTOR_VERSION:.0f}, got shape {v.shape}"
-            )
-        if not np.all(np.isfinite(v)):
-            raise ValueError("a motion state must be finite")
-        timestamp_s, timestamp_rest, fix_s, fix_rest = (int(part) for part in v[1:5])
-        parts = np.split(v[5:], np.cumsum([9, 3, 6, 144, 36, 2]))
-        return MotionState(
-            timestamp_ns=timestamp_s * _NS_PER_S + timestamp_rest,
-            cam_from_world=Rigid3(R=parts[0].reshape(3, 3), t=parts[1]),
-            velocity=parts[2],
-            covariance=parts[3].reshape(12, 12),
-            shared=parts[4].reshape(6, 6),
-            acceleration_psd=parts[5],
-            landmark_distance=float(parts[6][0]),
-            fix_ns=fix_s * _NS_PER_S + fix_rest,
-        )
-
-
-def propagate(state: MotionState, timestamp_ns: int) -> MotionState:
-    """Return the state at another time, with a covariance that grew by the way.
-
-    Parameters
-    ----------
-    state : MotionState
-        At any time.
-    timestamp_ns : int
-        Later, or earlier: uncertainty grows both ways.
-    """
-    dt = (timestamp_ns - state.timestamp_ns) / _NS_PER_S
-    if dt == 0.0:
-        return state
-    step = exp_se3(state.velocity * dt)
-    transition = _transition(step, state.velocity, dt)
-    carry = transition[:6, :6]
-    psd = np.repeat(state.acceleration_psd, 3)
-    noise = np.zeros((12, 12))
-    span = abs(dt)
-    idx = np.arange(6)
-    noise[idx, idx] = psd * span**3 / 3.0
-    noise[idx + 6, idx + 6] = psd * span
-    noise[idx, idx + 6] = noise[idx + 6, idx] = psd * span * dt / 2.0
-    return replace(
-        state,
-        timestamp_ns=timestamp_ns,
-        cam_from_world=step @ state.cam_from_world,
-        covariance=_symmetric(transition @ state.covariance @ transition.T + noise),
-        shared=_symmetric(carry @ state.shared @ carry.T),
-    )
-
-
-def _transition(step: Rigid3, velocity: FloatArray, dt: float) -> FloatArray:
-    """Return how errors of (pose, twist) carry over a step, (12, 12)."""
-    transition = np.eye(12)
-    transition[:6, :6] = adjoint(step)
-    transition[:6, 6:] = dt * _left_jacobian(velocity * dt)
-    return transition
-
-
-def predict_pose(state: MotionState, timestamp_ns: int) -> tuple[Rigid3, FloatArray]:
-    """Return the pose at a time, and its covariance.
-
-    Parameters
-    ----------
-    state : MotionState
-        Newest state.
-    timestamp_ns : int
-        Of the frame.
-
-    Returns
-    -------
-    cam_from_world : Rigid3
-    covariance : ndarray of shape (6, 6), float64
-        In the convention of `edgeloc.types`.
-    """
-    there = propagate(state, timestamp_ns)
-    return there.cam_from_world, there.covariance[:6, :6] + there.shared
-
-
-def prediction_is_usable(
-    covariance: FloatArray,
-    *,
-    landmark_distance: float,
-    max_rotation_sigma_rad: float = 0.35,
-    max_position_share: float = 0.35,
-) -> bool:
-    """Return whether a predicted pose is worth more than none.
-
-    Parameters
-    ----------
-    covariance : ndarray of shape (6, 6), float64
-        From `predict_pose`.
-    landmark_distance : float
-        `MotionState.landmark_distance`.
-    max_rotation_sigma_rad : float
-        Largest standard deviation of the rotation, about its worst axis.
-    max_position_share : float
-        Largest standard deviation of the position, along its worst axis, in landmark
-        distances: beyond it, nothing of what is in view is where it is expected.
-    """
-    rotation = float(np.linalg.eigvalsh(covariance[:3, :3])[-1])
-    position = float(np.linalg.eigvalsh(covariance[3:, 3:])[-1])
-    return (
-        rotation <= max_rotation_sigma_rad**2
-        and position <= (max_position_share * landmark_distance) ** 2
-    )
-
-
 class Verdict(enum.Enum):
     """What the filter made of a fix."""
 
@@ -284,50 +113,7 @@ class _Fix:
     landmark_distance: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Twist:
-    """A measurement of some components of the twist."""
-
-    timestamp_ns: int
-    components: tuple[int, ...]
-    values: FloatArray
-    covariance: FloatArray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Position:
-    """A measurement of the camera centre in the world."""
-
-    timestamp_ns: int
-    center: FloatArray
-    covariance: FloatArray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Way:
-    """A measurement of the motion between two moments."""
-
-    start_ns: int
-    timestamp_ns: int
-    newer_from_older: Rigid3
-    covariance: FloatArray
-
-    def since(self, start_ns: int) -> _Way | None:
-        """Return the part of it behind a time, at a steady pace; None for nothing."""
-        if start_ns <= self.start_ns:
-            return self
-        share = (self.timestamp_ns - start_ns) / (self.timestamp_ns - self.start_ns)
-        if share <= 0.0:
-            return None
-        return _Way(
-            start_ns=start_ns,
-            timestamp_ns=self.timestamp_ns,
-            newer_from_older=exp_se3(share * log_se3(self.newer_from_older)),
-            covariance=share * self.covariance,
-        )
-
-
-_Measurement = _Fix | _Twist | _Position | _Way
+_Measurement = _Fix | Twist | Position | Way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -452,7 +238,7 @@ class MotionTracker:
             raise ValueError(f"{end_ns=} must be after {start_ns=}")
         if self._history:
             self._insert(
-                _Way(
+                Way(
                     start_ns=start_ns,
                     timestamp_ns=end_ns,
                     newer_from_older=newer_from_older,
@@ -483,7 +269,7 @@ class MotionTracker:
         Verdict or None
             ACCEPTED, REJECTED, or None for one that came too early or too late.
         """
-        measured = _Position(
+        measured = Position(
             timestamp_ns=timestamp_ns,
             center=np.asarray(center, dtype=np.float64),
             covariance=np.asarray(covariance, dtype=np.float64),
@@ -501,7 +287,7 @@ class MotionTracker:
             raise ValueError(f"expected {len(components)} finite numbers, got {values}")
         if self._history:
             self._insert(
-                _Twist(
+                Twist(
                     timestamp_ns=timestamp_ns,
                     components=components,
                     values=values,
@@ -550,22 +336,22 @@ class MotionTracker:
 
     def _applied(self, measurement: _Measurement) -> _Entry:
         last = self._history[-1]
-        if isinstance(measurement, _Way):
+        if isinstance(measurement, Way):
             return self._moved(measurement, last)
         state = propagate(last.state, measurement.timestamp_ns)
         sensed: tuple[int, ...] = ()
         if state.timestamp_ns == last.state.timestamp_ns:
             sensed = last.sensed
-        if isinstance(measurement, _Twist):
+        if isinstance(measurement, Twist):
             return _Entry(
                 measurement=measurement,
-                state=_with_twist(state, measurement),
+                state=with_twist(state, measurement),
                 rejected=last.rejected,
                 verdict=Verdict.ACCEPTED,
                 sensed=sensed,
             )
-        if isinstance(measurement, _Position):
-            placed = _with_position(state, measurement)
+        if isinstance(measurement, Position):
+            placed = with_position(state, measurement)
             return _Entry(
                 measurement=measurement,
                 state=state if placed is None else placed,
@@ -621,22 +407,13 @@ class MotionTracker:
             ]
         )
 
-    def _moved(self, way: _Way, last: _Entry) -> _Entry:
-        """Return what follows from a motion: the state at its start is an unknown, too.
-
-        Its pose is cloned [1]_, so that what is told of the way between two poses does
-        not make either surer than it is.
-
-        References
-        ----------
-        .. [1] Roumeliotis, Burdick, "Stochastic Cloning: A Generalized Framework for
-           Processing Relative State Measurements", ICRA 2002.
-        """
+    def _moved(self, way: Way, last: _Entry) -> _Entry:
+        """Return what follows from a motion, and learn the acceleration from it."""
         state, sensed = last.state, last.sensed
         part = way.since(state.timestamp_ns)
         if part is not None:
             before = propagate(state, part.start_ns)
-            state, off, scatter = _with_way(before, part)
+            state, off, scatter = with_way(before, part)
             noise = np.diag(part.covariance)
             # Of what is hardly measured nothing is learned.
             sensed = tuple(
@@ -650,7 +427,7 @@ class MotionTracker:
             if np.any(sudden > _SUDDEN**2 * before.acceleration_psd):
                 # A jerk is one, and no sign that the pose before it was wrong.
                 before = replace(before, acceleration_psd=sudden)
-                state, _, _ = _with_way(before, part)
+                state, _, _ = with_way(before, part)
             state = replace(state, acceleration_psd=learned)
         return _Entry(
             measurement=way,
@@ -670,12 +447,12 @@ class MotionTracker:
     ) -> MotionState:
         share = self._options.shared_share
         noise = (1.0 - share) * fix.covariance
-        correction, covariance, scatter = _updated(
+        correction, covariance, scatter = updated(
             state.covariance, np.eye(6, 12), innovation, noise
         )
         distance = 0.9 * state.landmark_distance + 0.1 * fix.landmark_distance
         return replace(
-            _shifted(state, correction, covariance),
+            shifted(state, correction, covariance),
             shared=share * fix.covariance,
             acceleration_psd=self._learned_psd(
                 state,
@@ -708,7 +485,7 @@ class MotionTracker:
         return np.clip(state.acceleration_psd * factors, first / limit, first * limit)
 
     def _sudden_psd(
-        self, state: MotionState, way: _Way, off: FloatArray, *, parts: Iterable[int]
+        self, state: MotionState, way: Way, off: FloatArray, *, parts: Iterable[int]
     ) -> FloatArray:
         """Return densities with which a way that is off by so much is usual."""
         span_s = (way.timestamp_ns - way.start_ns) / _NS_PER_S
@@ -747,148 +524,3 @@ class MotionTracker:
         return _Entry(
             measurement=fix, state=state, rejected=rejected, verdict=Verdict.REJECTED
         )
-
-
-def _with_twist(state: MotionState, measured: _Twist) -> MotionState:
-    design = np.eye(12)[[6 + component for component in measured.components]]
-    off = measured.values - state.velocity[list(measured.components)]
-    return _corrected(state, design, off, measured.covariance)
-
-
-def _with_way(
-    before: MotionState, way: _Way
-) -> tuple[MotionState, FloatArray, FloatArray]:
-    """Return the state behind a way, by how much it surprised, and its covariance."""
-    after = propagate(before, way.timestamp_ns)
-    predicted = after.cam_from_world @ before.cam_from_world.inverse()
-    dt = (way.timestamp_ns - before.timestamp_ns) / _NS_PER_S
-    transition = _transition(predicted, before.velocity, dt)
-    # Of (pose, twist) after and the pose before; the noise is that of the first alone.
-    joint = np.zeros((18, 18))
-    joint[:12, :12] = after.covariance
-    joint[12:, 12:] = before.covariance[:6, :6]
-    across = transition @ before.covariance[:, :6]
-    joint[:12, 12:], joint[12:, :12] = across, across.T
-    design = np.zeros((6, 18))
-    design[:, :6], design[:, 12:] = np.eye(6), -transition[:6, :6]
-    off = log_se3(way.newer_from_older @ predicted.inverse())
-    correction, joint, scatter = _updated(joint, design, off, way.covariance)
-    return _shifted(after, correction[:12], joint[:12, :12]), off, scatter
-
-
-def _with_position(state: MotionState, measured: _Position) -> MotionState | None:
-    """Return the state with a place in it; None when it contradicts the state."""
-    R = state.cam_from_world.R
-    design = np.zeros((3, 12))
-    design[:, 3:6] = -R.T  # the centre moves by -R^T v under Exp(omega, v)
-    off = measured.center - state.cam_from_world.origin_in_a
-    shared = R.T @ state.shared[3:, 3:] @ R
-    allowed = design @ state.covariance @ design.T + shared + measured.covariance
-    if float(off @ np.linalg.solve(allowed, off)) > CHI2_3_Q999:
-        return None
-    # What fixes share stays unknown to the filter, and so to its weight.
-    return _corrected(state, design, off, measured.covariance + shared)
-
-
-def _corrected(
-    state: MotionState, design: FloatArray, off: FloatArray, noise: FloatArray
-) -> MotionState:
-    """Return the state after a measurement that is `design` times its error."""
-    correction, covariance, _ = _updated(state.covariance, design, off, noise)
-    return _shifted(state, correction, covariance)
-
-
-def _updated(
-    covariance: FloatArray, design: FloatArray, off: FloatArray, noise: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return a Kalman update's correction, covariance, and that of its innovation."""
-    scatter = design @ covariance @ design.T + noise
-    gain = np.linalg.solve(scatter, design @ covariance).T
-    keep = np.eye(len(covariance)) - gain @ design
-    # Joseph's form stays positive definite.
-    return gain @ off, keep @ covariance @ keep.T + gain @ noise @ gain.T, scatter
-
-
-def _shifted(
-    state: MotionState, correction: FloatArray, covariance: FloatArray
-) -> MotionState:
-    return replace(
-        state,
-        cam_from_world=exp_se3(correction[:6]) @ state.cam_from_world,
-        velocity=state.velocity + correction[6:],
-        covariance=_symmetric(covariance),
-    )
-
-
-def _left_jacobian(xi: FloatArray) -> FloatArray:
-    """Return d Exp(xi + d) = Exp(J d) Exp(xi) to second order, (6, 6)."""
-    ad = np.zeros((6, 6))
-    ad[:3, :3] = ad[3:, 3:] = skew(xi[:3])
-    ad[3:, :3] = skew(xi[3:])
-    return np.asarray(np.eye(6) + 0.5 * ad + ad @ ad / 6.0)
-
-
-def _symmetric(matrix: FloatArray) -> FloatArray:
-    return np.asarray(0.5 * (matrix + matrix.T))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Odometry:
-    """A frame in which the camera never jumps, and where it lies in the map.
-
-    ``cam_from_map = cam_from_odom @ map_from_odom^-1``: motion is integrated in the
-    first, fixes move only the second.
-
-    Parameters
-    ----------
-    timestamp_ns : int
-        Of the frame.
-    cam_from_odom : Rigid3
-        Integrated motion since the first pose.
-    map_from_odom : Rigid3
-        Where the odometry frame lies in the map according to the newest pose.
-    """
-
-    timestamp_ns: int
-    cam_from_odom: Rigid3
-    map_from_odom: Rigid3
-
-
-class Odometer:
-    """Integrates relative motion into a frame that fixes do not disturb."""
-
-    def __init__(self) -> None:
-        self._odometry: Odometry | None = None
-
-    @property
-    def odometry(self) -> Odometry | None:
-        """The newest; None before the first pose."""
-        return self._odometry
-
-    def advance(
-        self, timestamp_ns: int, newer_from_older: Rigid3, cam_from_world: Rigid3
-    ) -> Odometry:
-        """Return the odometry of the next frame.
-
-        Parameters
-        ----------
-        timestamp_ns : int
-            Of the frame.
-        newer_from_older : Rigid3
-            Motion since the frame before, from one and the same evidence.
-        cam_from_world : Rigid3
-            Best pose of the frame; ignored but for `map_from_odom`.
-        """
-        if self._odometry is None:
-            cam_from_odom = Rigid3.identity()
-        else:
-            moved = newer_from_older @ self._odometry.cam_from_odom
-            # A product of many rotations drifts off them.
-            u, _, vt = np.linalg.svd(moved.R)
-            cam_from_odom = Rigid3(R=u @ vt, t=moved.t)
-        self._odometry = Odometry(
-            timestamp_ns=timestamp_ns,
-            cam_from_odom=cam_from_odom,
-            map_from_odom=cam_from_world.inverse() @ cam_from_odom,
-        )
-        return self._odometry

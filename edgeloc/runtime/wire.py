@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 
-from edgeloc.runtime.tracker import Odometry
+from edgeloc.runtime.odometry import Odometry
 from edgeloc.types import Cause, FloatArray, PoseEstimate, PoseStatus, Rigid3, Rung
 
 _NS_PER_S = 1_000_000_000

@@ -26,7 +26,7 @@ from edgeloc.runtime.channel import (
     wait_for,
 )
 from edgeloc.runtime.frame_source import UnreadableFrame
-from edgeloc.runtime.tracker import Odometry
+from edgeloc.runtime.odometry import Odometry
 from edgeloc.runtime.wire import (
     PACKED_BYTES,
     odometry_from_vector,

@@ -18,12 +18,13 @@ from edgeloc.geometry.se3 import exp_se3, log_se3
 from edgeloc.localize.candidate import Candidate
 from edgeloc.runtime.ego_motion import EgoMotion
 from edgeloc.runtime.motion_feed import MotionFeed, WheelOdometry
+from edgeloc.runtime.motion_state import predict_pose
 from edgeloc.runtime.sensed_motion import (
     UNKNOWN_VARIANCE,
     RelativeMotion,
     SensedMotion,
 )
-from edgeloc.runtime.tracker import MotionTracker, predict_pose
+from edgeloc.runtime.tracker import MotionTracker
 from edgeloc.types import Cause, FloatArray, PoseStatus, Rigid3, Rung
 from edgeloc_tools.datasets.registry import open_recording
 

@@ -10,9 +10,10 @@ import pytest
 from edgeloc.clock import ManualClock
 from edgeloc.runtime.channel import Answer, Cell, Line, image_bytes
 from edgeloc.runtime.frame_source import UnreadableFrame
+from edgeloc.runtime.odometry import Odometry
 from edgeloc.runtime.publisher import Publisher, PublisherOptions
 from edgeloc.runtime.sinks import EncodingSink, json_line
-from edgeloc.runtime.tracker import MotionTracker, Odometry
+from edgeloc.runtime.tracker import MotionTracker
 from edgeloc.runtime.wire import odometry_vector
 from edgeloc.types import Cause, Frame, PoseEstimate, PoseStatus, Rigid3, Rung
 

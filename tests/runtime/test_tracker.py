@@ -10,17 +10,15 @@ import numpy as np
 import pytest
 
 from edgeloc.geometry.se3 import exp_se3, log_se3
-from edgeloc.runtime.tracker import (
+from edgeloc.runtime.motion_state import (
     VECTOR_SIZE,
-    MotionOptions,
     MotionState,
-    MotionTracker,
-    Odometer,
-    Verdict,
     predict_pose,
     prediction_is_usable,
     propagate,
 )
+from edgeloc.runtime.odometry import Odometer
+from edgeloc.runtime.tracker import MotionOptions, MotionTracker, Verdict
 from edgeloc.types import Rigid3
 
 RATE_HZ = 30

@@ -24,7 +24,7 @@ from edgeloc.errors import ConfigError, EdgelocError
 from edgeloc.geometry.se3 import log_se3
 from edgeloc.runtime.estimator import Estimator
 from edgeloc.runtime.estimator_options import EstimatorOptions
-from edgeloc.runtime.tracker import predict_pose, prediction_is_usable
+from edgeloc.runtime.motion_state import predict_pose, prediction_is_usable
 from edgeloc.tiles.reader import Site, open_site
 from edgeloc.types import (
     ByteArray,
