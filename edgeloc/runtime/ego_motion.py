@@ -40,6 +40,7 @@ _NS_PER_S = 1e9
 _BASELINE_NS = 500_000_000
 """Fixes are compared over so much time, so that their errors hide little."""
 _MAX_BASELINE_NS = 2_000_000_000
+_SILENT_NS = 1_000_000_000
 _NUM_AGREEING = 3
 _NUM_AGAINST = 2
 
@@ -77,7 +78,9 @@ class _Sensor(ABC):
         self._warnings = warnings
         self.believed = False
         self.num_rejected = 0
+        self._spoke = False
         self._agreed = self._against = 0
+        self._silent_ns = 0
         self._anchor: _Anchor | None = None
         self._since_ns: int | None = None
         """How far the motion since the anchor is known without a gap."""
@@ -85,6 +88,8 @@ class _Sensor(ABC):
     def take(self, sensed: SensedMotion) -> RelativeMotion | None:
         """Return what the sensor says about the way to a frame, as it may be told."""
         step = self._step(sensed)
+        self._spoke |= self._speaks(sensed)
+        self._listen(sensed.end_ns - sensed.start_ns, silent=step is None)
         if step is None or self._since_ns != sensed.start_ns:
             self._since_ns = None
         else:
@@ -121,6 +126,14 @@ class _Sensor(ABC):
         if whole or self._against == _NUM_AGAINST:
             self._begin(new)
 
+    def _listen(self, span_ns: int, *, silent: bool) -> None:
+        before_ns = self._silent_ns
+        self._silent_ns = before_ns + span_ns if silent and self._spoke else 0
+        if before_ns < _SILENT_NS <= self._silent_ns:
+            self._warnings.warn(
+                f"{self.name} says nothing of the last second, or says it too late"
+            )
+
     def _judge(self, *, agrees: bool, whole: bool) -> None:
         if agrees:
             self._against = 0
@@ -145,6 +158,10 @@ class _Sensor(ABC):
         self._anchor = anchor
         self._since_ns = anchor.timestamp_ns
         self._clear()
+
+    @abstractmethod
+    def _speaks(self, sensed: SensedMotion) -> bool:
+        """Return whether anything came from the sensor, of use or not."""
 
     @abstractmethod
     def _step(self, sensed: SensedMotion) -> RelativeMotion | None: ...
@@ -172,6 +189,9 @@ class _Sensor(ABC):
 
 class _Wheels(_Sensor):
     _way: RelativeMotion | None = None
+
+    def _speaks(self, sensed: SensedMotion) -> bool:
+        return sensed.odometry is not None
 
     def _step(self, sensed: SensedMotion) -> RelativeMotion | None:
         return sensed.odometry
@@ -225,6 +245,9 @@ class _Gyro(_Sensor):
         """Of the camera at the end of the last step, in its axes."""
         assert self._turn is not None
         return self._turn.last_rate_rad_s
+
+    def _speaks(self, sensed: SensedMotion) -> bool:
+        return len(sensed.rate_times_ns) > 0
 
     def _step(self, sensed: SensedMotion) -> RelativeMotion | None:
         self._turn = None

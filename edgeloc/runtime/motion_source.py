@@ -34,34 +34,37 @@ class ArrivalClock:
     """From the times of a sensor to the clock on which its lines arrive.
 
     Lines are late by different amounts and never early: the least that a line was late
-    is taken for none. The clocks may drift apart by `max_drift`.
+    in the last seconds is taken for none. So clocks may drift apart, too, as that of a
+    microcontroller does by up to half a percent.
 
     Parameters
     ----------
-    max_drift : float
-        Ratio.
+    window_ns : int
+        The least is that of this window and the one before.
     restart_ns : int
         A sensor whose clock jumped further began anew.
     """
 
     def __init__(
-        self, *, max_drift: float = 1e-4, restart_ns: int = 1_000_000_000
+        self, *, window_ns: int = 1_000_000_000, restart_ns: int = 1_000_000_000
     ) -> None:
-        self._max_drift = max_drift
+        self._window_ns = window_ns
         self._restart_ns = restart_ns
-        self._offset_ns = 0
-        self._last_ns: int | None = None
+        self._begin_ns: int | None = None
+        self._before_ns = self._least_ns = 0
 
     def frame_time_ns(self, stamp_ns: int, arrival_ns: int) -> int:
         """Return when a line was measured, on the clock of its arrival."""
         offset_ns = arrival_ns - stamp_ns
-        if self._last_ns is None or abs(offset_ns - self._offset_ns) > self._restart_ns:
-            self._offset_ns = offset_ns
-        else:
-            allowed_ns = round(self._max_drift * (arrival_ns - self._last_ns))
-            self._offset_ns = min(offset_ns, self._offset_ns + allowed_ns)
-        self._last_ns = arrival_ns
-        return stamp_ns + self._offset_ns
+        jumped = abs(offset_ns - self._least_ns) > self._restart_ns
+        if self._begin_ns is None or jumped:
+            self._begin_ns = arrival_ns
+            self._before_ns = self._least_ns = offset_ns
+        elif arrival_ns - self._begin_ns > self._window_ns:
+            self._begin_ns = arrival_ns
+            self._before_ns, self._least_ns = self._least_ns, offset_ns
+        self._least_ns = min(self._least_ns, offset_ns)
+        return stamp_ns + min(self._before_ns, self._least_ns)
 
 
 def open_motion(config: RunConfig, clock: Clock) -> MotionFeed | None:

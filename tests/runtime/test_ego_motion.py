@@ -256,7 +256,9 @@ def test_a_sensor_that_was_wrong_is_believed_again() -> None:
     assert all(believed[180:])
 
 
-def test_a_sensor_that_falls_silent_is_missing() -> None:
+def test_a_sensor_that_falls_silent_is_missing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Nothing is told of frames that its samples do not cover."""
     poses = stroll(110)
     gone = feed_of(
@@ -270,6 +272,9 @@ def test_a_sensor_that_falls_silent_is_missing() -> None:
         camera.motion.state.velocity, without.motion.state.velocity, atol=0.03
     )
     assert np.linalg.norm(camera.off()[0]) < 0.03
+    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
+        "--imu says nothing of the last second, or says it too late"
+    ]
 
 
 def test_odometry_in_other_units_is_not_believed(
