@@ -110,7 +110,8 @@ class RunConfig:
     compass_sigma_deg, compass_offset_deg : float
         Their least standard deviation, and what is added to them.
     gravity : str or None
-        "X,Y,Z" in camera axes, or "nmea" for roll and pitch among the sentences.
+        "X,Y,Z" in camera axes, "nmea" for roll and pitch among the sentences, or "imu"
+        for what accelerations say on average.
     gravity_sigma_deg : float
         Standard deviation of that direction.
     imu : str or None
@@ -317,13 +318,13 @@ def parse_direction(text: str) -> tuple[float, float, float]:
     except ValueError:
         x = y = z = math.nan
     if not 1e-6 < math.hypot(x, y, z) < 1e6:
-        raise ValueError("must be nmea or a direction such as 0,1,0")
+        raise ValueError("must be nmea, imu or a direction such as 0,1,0")
     return x, y, z
 
 
 def _gravity(value: object) -> str:
     text = _text(value)
-    if text != "nmea":
+    if text not in {"nmea", "imu"}:
         try:
             parse_direction(text)
         except ValueError as exc:
@@ -527,6 +528,10 @@ def _contradictions(config: RunConfig, problems: list[str]) -> None:
 
 
 def _motion_contradictions(config: RunConfig, problems: list[str]) -> None:
+    if config.gravity == "imu" and config.imu is None:
+        problems.append(
+            "--gravity imu reads the lines of --imu SOURCE, which is missing"
+        )
     for option, source, extrinsics, axes in (
         ("--imu", config.imu, config.imu_extrinsics, "cam_from_imu"),
         (
@@ -543,7 +548,8 @@ def _motion_contradictions(config: RunConfig, problems: list[str]) -> None:
                 f"{option} needs {option}-extrinsics: how it is turned to the camera, "
                 f"x,y,z,qx,qy,qz,qw of {axes} or a file of Kalibr's"
             )
-        if source is not None and config.cold:
+        told = option == "--imu" and config.gravity == "imu"
+        if source is not None and config.cold and not told:
             problems.append(
                 f"{option} tells of the way between frames, which --cold leaves out"
             )

@@ -249,9 +249,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--gravity",
-        "X,Y,Z|nmea",
+        "X,Y,Z|nmea|imu",
         "which way is down: in camera axes (x right, y down, z forward) of a camera "
-        "that keeps its tilt, or by roll and pitch in PASHR for one that looks ahead",
+        "that keeps its tilt, by roll and pitch in PASHR for one that looks ahead, or "
+        "by the accelerations of --imu, for one that is carried",
     )
     add(
         "--gravity-sigma-deg",
@@ -263,7 +264,7 @@ def build_parser() -> argparse.ArgumentParser:
         "SOURCE",
         "lines of an inertial sensor, `t_ns, wx, wy, wz, ax, ay, az` in rad/s as in "
         "EuRoC's data.csv, whose angular rates predict between fixes; SOURCE as of "
-        "--gnss. Accelerations are not used",
+        "--gnss. For accelerations see --gravity",
     )
     add(
         "--imu-extrinsics",

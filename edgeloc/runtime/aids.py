@@ -95,12 +95,14 @@ def open_aids(
         When the segmentation network cannot be used.
     """
     masks = open_masks(config, camera, clock)
-    motions = open_motion(config, clock)
+    priors = _open_feed(config, manifest, clock)
     try:
-        priors = _open_feed(config, manifest, clock)
+        motions = open_motion(
+            config, clock, tilt=priors if config.gravity == "imu" else None
+        )
     except EdgelocError:
-        if motions is not None:
-            motions.close()
+        if priors is not None:
+            priors.close()
         raise
     return Aids(masks=masks, priors=priors, motions=motions)
 
@@ -139,7 +141,7 @@ def _open_feed(
 ) -> PriorFeed | None:
     if config.gnss is None and config.gravity is None:
         return None
-    attitude = config.gravity == "nmea"
+    attitude = config.gravity in {"nmea", "imu"}
     mounted = config.gravity is not None and not attitude
     feed = PriorFeed(
         manifest,
@@ -153,6 +155,7 @@ def _open_feed(
             tilt_sigma_rad=math.radians(config.gravity_sigma_deg),
         ),
         recorded=config.gnss is not None and is_recorded(config.gnss),
+        tilt_recorded=config.imu is not None and is_recorded(config.imu),
     )
     if config.gnss is not None:
         open_prior_source(

@@ -1,7 +1,7 @@
 """Lines in which inertial sensors and odometry tell what they measure.
 
 Inertial sensors, as EuRoC's ``imu0/data.csv`` and Kalibr have them: ``t_ns, wx, wy, wz,
-ax, ay, az`` in rad/s and m/s^2. Accelerations are read and not used.
+ax, ay, az`` in rad/s and m/s^2.
 
 Odometry, as TUM has trajectories and as ``evo_traj --save_as_tum`` makes them of ROS
 nav_msgs/Odometry: ``t x y z qx qy qz qw`` in s and m, the vehicle in the frame in which
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from edgeloc.types import FloatArray, Rigid3
 
 _MAX_RATE_RAD_S = 100.0
 """More than any gyroscope of a camera measures, 4000 deg/s: degrees, or damage."""
+_MAX_FORCE_M_S2 = 1e4
 _MAX_WAY_M = 1e7
 _MAX_TIME_NS = 2**62
 _NS_PER_S = 1e9
@@ -36,15 +37,15 @@ class LineError(ValueError):
     """A line that is damaged."""
 
 
-def _numbers(line: bytes, *counts: int) -> list[str]:
+def _numbers(line: bytes, count: int) -> list[str]:
     if len(line) > MAX_LINE_BYTES:
         raise LineError("is too long")
     try:
         words = line.decode("ascii").replace(",", " ").split()
     except UnicodeDecodeError:
         raise LineError("is not text") from None
-    if len(words) not in counts:
-        raise LineError(f"has {len(words)} numbers, expected {counts[0]}")
+    if len(words) != count:
+        raise LineError(f"has {len(words)} numbers, expected {count}")
     return words
 
 
@@ -58,24 +59,41 @@ def _floats(words: list[str], limit: float) -> FloatArray:
     return values
 
 
-def parse_imu_line(line: bytes) -> tuple[int, FloatArray]:
-    """Return the time, ns, and the angular rate of a line, (3,) rad/s.
+class InertialSample(NamedTuple):
+    """What an inertial sensor measures, in its own axes.
+
+    Parameters
+    ----------
+    rate_rad_s : ndarray of shape (3,), float64
+        Angular rate.
+    force_m_s2 : ndarray of shape (3,), float64
+        Acceleration less gravity: upwards when at rest.
+    """
+
+    rate_rad_s: FloatArray
+    force_m_s2: FloatArray
+
+
+def parse_imu_line(line: bytes) -> tuple[int, InertialSample]:
+    """Return the time, ns, of a line and what it says.
 
     Parameters
     ----------
     line : bytes
-        ``t_ns, wx, wy, wz``, and accelerations or none.
+        ``t_ns, wx, wy, wz, ax, ay, az``.
 
     Raises
     ------
     LineError
         When it is none.
     """
-    stamp, *words = _numbers(line, 7, 4)
+    stamp, *words = _numbers(line, 7)
     if not stamp.isdecimal() or len(stamp) > 19 or int(stamp) > _MAX_TIME_NS:
         raise LineError(f"{stamp[:20]!r} is not a time in ns")
-    _floats(words[3:], math.inf)
-    return int(stamp), _floats(words[:3], _MAX_RATE_RAD_S)
+    return int(stamp), InertialSample(
+        rate_rad_s=_floats(words[:3], _MAX_RATE_RAD_S),
+        force_m_s2=_floats(words[3:], _MAX_FORCE_M_S2),
+    )
 
 
 def parse_trajectory_line(line: bytes) -> tuple[int, Rigid3]:

@@ -19,11 +19,14 @@ from edgeloc.runtime.extrinsics import load_extrinsics
 from edgeloc.runtime.line_source import LineReader, is_recorded, recorded_lines
 from edgeloc.runtime.motion_feed import MotionFeed, WheelOdometry
 from edgeloc.runtime.motion_lines import (
+    InertialSample,
     LineCounter,
     parse_imu_line,
     parse_trajectory_line,
 )
-from edgeloc.types import FloatArray, Rigid3
+from edgeloc.runtime.priors import Down, PriorFeed
+from edgeloc.runtime.tilt_filter import TiltFilter
+from edgeloc.types import Rigid3
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +70,9 @@ class ArrivalClock:
         return stamp_ns + min(self._before_ns, self._least_ns)
 
 
-def open_motion(config: RunConfig, clock: Clock) -> MotionFeed | None:
+def open_motion(
+    config: RunConfig, clock: Clock, *, tilt: PriorFeed | None = None
+) -> MotionFeed | None:
     """Open the sensors of motion that the options of a run name; None for none.
 
     Parameters
@@ -76,6 +81,8 @@ def open_motion(config: RunConfig, clock: Clock) -> MotionFeed | None:
         Options.
     clock : Clock
         Of the frames.
+    tilt : PriorFeed, optional
+        Told by the inertial sensor which way is down.
 
     Raises
     ------
@@ -94,7 +101,7 @@ def open_motion(config: RunConfig, clock: Clock) -> MotionFeed | None:
     )
     try:
         if imu is not None:
-            _open_imu(imu, feed, config, clock)
+            _open_imu(imu, feed, config, clock=clock, tilt=tilt)
         if wheels is not None:
             _open_wheels(wheels, feed, config, clock)
     except ConfigError:
@@ -103,14 +110,30 @@ def open_motion(config: RunConfig, clock: Clock) -> MotionFeed | None:
     return feed
 
 
-def _open_imu(source: str, feed: MotionFeed, config: RunConfig, clock: Clock) -> None:
+def _open_imu(
+    source: str,
+    feed: MotionFeed,
+    config: RunConfig,
+    *,
+    clock: Clock,
+    tilt: PriorFeed | None,
+) -> None:
     extrinsics = load_extrinsics(
         str(config.imu_extrinsics), option="--imu-extrinsics", sensor="imu"
     )
     R_cam_from_imu = extrinsics.cam_from_sensor.R
 
-    def push(timestamp_ns: int, rate_rad_s: FloatArray) -> None:
-        feed.push_rate(timestamp_ns, R_cam_from_imu @ rate_rad_s)
+    levels = TiltFilter()
+
+    def push(timestamp_ns: int, sample: InertialSample) -> None:
+        rate_rad_s = R_cam_from_imu @ sample.rate_rad_s
+        feed.push_rate(timestamp_ns, rate_rad_s)
+        if tilt is not None:
+            down = levels.take(
+                timestamp_ns, rate_rad_s, R_cam_from_imu @ sample.force_m_s2
+            )
+            if down is not None:
+                tilt.push(timestamp_ns, Down(down_in_cam=down))
 
     _open(
         source,

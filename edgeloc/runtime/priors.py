@@ -33,6 +33,8 @@ _NS_PER_S = 1_000_000_000
 _KEPT_NS = 30 * _NS_PER_S
 _MAX_GAP_NS = 3 * _NS_PER_S
 """Older than that, a measurement says nothing about a frame."""
+_MAX_TILT_GAP_NS = 100_000_000
+"""The same of which way is down for a camera that is carried: it turns."""
 _UNKNOWN_SPEED_M_S = 10.0
 _SPEED_SLACK_M_S = 1.0
 _TURN_RATE_RAD_S = math.radians(30.0)
@@ -58,7 +60,8 @@ class PriorOptions:
     down_in_cam : tuple of 3 float or None
         Gravity in camera axes of a camera that keeps its tilt.
     attitude : bool
-        Whether roll and pitch are used, for a camera that looks ahead.
+        Whether measured tilt is used: which way is down, or roll and pitch, for a
+        camera that looks ahead.
     tilt_sigma_rad : float
         Standard deviation of the vertical.
     """
@@ -70,6 +73,19 @@ class PriorOptions:
     down_in_cam: tuple[float, float, float] | None = None
     attitude: bool = False
     tilt_sigma_rad: float = math.radians(2.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Down:
+    """Which way is down.
+
+    Parameters
+    ----------
+    down_in_cam : ndarray of shape (3,), float64
+        Of unit length, in camera axes.
+    """
+
+    down_in_cam: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -91,6 +107,8 @@ class PriorFeed:
     recorded : bool
         Whether all measurements are there from the start, on a clock of their own that
         begins with the first frame.
+    tilt_recorded : bool
+        The same of which way is down, which other sensors say.
 
     Raises
     ------
@@ -99,7 +117,12 @@ class PriorFeed:
     """
 
     def __init__(
-        self, manifest: SiteManifest, options: PriorOptions, *, recorded: bool = False
+        self,
+        manifest: SiteManifest,
+        options: PriorOptions,
+        *,
+        recorded: bool = False,
+        tilt_recorded: bool = False,
     ) -> None:
         self._options = options
         self._geo = _geo_reference(manifest, options)
@@ -108,20 +131,24 @@ class PriorFeed:
         self._places: Series[_Place] = Series(keep_ns=keep_ns)
         self._headings: Series[Heading] = Series(keep_ns=keep_ns)
         self._courses: Series[Heading] = Series(keep_ns=keep_ns)
-        self._attitudes: Series[Attitude] = Series(keep_ns=keep_ns)
+        self._attitudes: Series[FloatArray] = Series(keep_ns=keep_ns)
+        self._downs: Series[FloatArray] = Series(
+            keep_ns=None if tilt_recorded else _KEPT_NS
+        )
         self._recorded = recorded
+        self._tilt_recorded = tilt_recorded
         self._begin_ns: int | None = None
         self._lock = threading.Lock()
         self.on_close: Callable[[], None] | None = None
 
-    def push(self, timestamp_ns: int, measurement: Measurement) -> None:
+    def push(self, timestamp_ns: int, measurement: Measurement | Down) -> None:
         """Take a measurement.
 
         Parameters
         ----------
         timestamp_ns : int
             On the clock of the frames; of a recording, since its beginning.
-        measurement : Fix, Heading or Attitude
+        measurement : Fix, Heading, Attitude or Down
             What was measured.
         """
         if isinstance(measurement, Fix):
@@ -133,9 +160,13 @@ class PriorFeed:
             series = self._courses if measurement.course else self._headings
             with self._lock:
                 series.add(timestamp_ns, measurement)
+        elif isinstance(measurement, Attitude):
+            down_in_cam = down_in_level_camera(measurement)
+            with self._lock:
+                self._attitudes.add(timestamp_ns, down_in_cam)
         else:
             with self._lock:
-                self._attitudes.add(timestamp_ns, measurement)
+                self._downs.add(timestamp_ns, measurement.down_in_cam)
 
     def at(self, timestamp_ns: int) -> PosePrior:
         """Return what is known about a frame.
@@ -145,11 +176,12 @@ class PriorFeed:
         timestamp_ns : int
             Of the frame.
         """
-        if self._recorded:
-            if self._begin_ns is None:
-                self._begin_ns = timestamp_ns
-            timestamp_ns -= self._begin_ns
+        if self._begin_ns is None:
+            self._begin_ns = timestamp_ns
+        tilt_ns = timestamp_ns - (self._begin_ns if self._tilt_recorded else 0)
+        timestamp_ns -= self._begin_ns if self._recorded else 0
         with self._lock:
+            downs = self._downs.around(tilt_ns, max_gap_ns=_MAX_TILT_GAP_NS)
             places = self._places.around(timestamp_ns, max_gap_ns=_MAX_GAP_NS)
             headings = self._headings.around(timestamp_ns, max_gap_ns=_MAX_GAP_NS)
             courses = self._courses.around(timestamp_ns, max_gap_ns=_MAX_GAP_NS)
@@ -157,7 +189,7 @@ class PriorFeed:
         return PosePrior(
             position=_position(places, timestamp_ns),
             heading=self._heading(headings or courses, timestamp_ns),
-            vertical=self._vertical(attitudes),
+            vertical=self._vertical(downs or attitudes),
         )
 
     def close(self) -> None:
@@ -180,13 +212,13 @@ class PriorFeed:
             sigma_rad=math.hypot(sigma_rad, _TURN_RATE_RAD_S * age_s),
         )
 
-    def _vertical(self, near: list[tuple[int, Attitude]]) -> Vertical | None:
+    def _vertical(self, near: list[tuple[int, FloatArray]]) -> Vertical | None:
         if self._down_in_world is None:
             return None
         if self._options.attitude:
             if not near:
                 return None
-            down = down_in_level_camera(near[0][1])
+            down = near[0][1]
         else:
             down = np.array(self._options.down_in_cam)
         return Vertical(

@@ -151,15 +151,19 @@ def test_options_of_other_sensors_become_values():
         ),
         (
             {"gravity": "down"},
-            "--gravity must be nmea or a direction such as 0,1,0, got 'down'",
+            "--gravity must be nmea, imu or a direction such as 0,1,0, got 'down'",
         ),
         (
             {"gravity": "0,0,0"},
-            "--gravity must be nmea or a direction such as 0,1,0, got '0,0,0'",
+            "--gravity must be nmea, imu or a direction such as 0,1,0, got '0,0,0'",
         ),
         (
             {"gnss": "g", "gnss_latency_ms": "-1"},
             "--gnss-latency-ms must be from 0 to 10000, got '-1'",
+        ),
+        (
+            {"gravity": "imu"},
+            "--gravity imu reads the lines of --imu SOURCE, which is missing",
         ),
         (
             {"imu": "imu.csv"},

@@ -43,10 +43,11 @@ cam0:
 
 class TestLines:
     def test_as_euroc_has_them(self) -> None:
-        time_ns, rate = parse_imu_line(EUROC)
+        time_ns, (rate, force) = parse_imu_line(EUROC)
         assert time_ns == 1403636579758555392
         np.testing.assert_allclose(rate, [-0.0991347, 0.1473058, 0.0272271], atol=1e-7)
-        assert parse_imu_line(b"7 0.1 0.2 0.3")[0] == 7
+        np.testing.assert_array_equal(force, [8.14, -0.3, -2.4])
+        assert parse_imu_line(b"7 0.1 0.2 0.3 0 0 9.8")[0] == 7
 
     def test_as_tum_has_them(self) -> None:
         time_ns, odom_from_base = parse_trajectory_line(TUM)
@@ -62,11 +63,11 @@ class TestLines:
             (b"1,2,3", "has 3 numbers, expected 7"),
             (b"1.5,0,0,0,0,0,0", "'1.5' is not a time in ns"),
             (b"-1,0,0,0,0,0,0", "'-1' is not a time in ns"),
-            (b"99999999999999999999,0,0,0", "is not a time in ns"),
+            (b"99999999999999999999,0,0,0,0,0,0", "is not a time in ns"),
             (b"1,0,0,x,0,0,0", "something that is not a number"),
             (b"1,0,0,nan,0,0,0", "a number beyond 100"),
             (b"1,0,0,180.5,0,0,0", "a number beyond 100"),
-            (b"1,0,0,0,0,0,nan", "a number beyond inf"),
+            (b"1,0,0,0,0,0,nan", "a number beyond 10000"),
             (b"\xff" * 9, "is not text"),
             (b"1 " * 2000, "is too long"),
         ],
