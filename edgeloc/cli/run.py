@@ -270,8 +270,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--imu-extrinsics",
         "FILE|NUMBERS",
         "how it is turned to the camera: Kalibr's camchain-imucam.yaml (T_cam_imu, "
-        "timeshift_cam_imu), FILE#cam1 for one of several, or 'x,y,z,qx,qy,qz,qw' of "
-        "cam_from_imu; needed",
+        "timeshift_cam_imu), FILE#cam1 for one of several, or x,y,z,qx,qy,qz,qw of "
+        "cam_from_imu, after = when it begins with a minus; needed",
     )
     add(
         "--imu-latency-ms",
@@ -288,7 +288,9 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--wheel-odometry-extrinsics",
         "FILE|NUMBERS",
-        "as --imu-extrinsics, of cam_from_base or with T_cam_base; needed",
+        "as --imu-extrinsics, of cam_from_base or with T_cam_base; of a camera that "
+        "looks ahead, with x of the base ahead and z up: 0,0,0,0.5,-0.5,0.5,0.5 where "
+        "the turn is concerned; needed",
     )
     add("--wheel-odometry-latency-ms", "MS", "as --imu-latency-ms")
     add(
