@@ -28,6 +28,14 @@ class IntegrityOptions:
     min_spread : float
         Smallest of the two standard deviations of inlier positions, as a share of the
         image's longer side.
+    compact_spread : float
+        Inliers that are spread less may be on one thing, which may have moved: a
+        pedestrian ahead of both walks, say;
+    min_regions : int
+        they must cover so many cells of
+    region_px : float
+        this size, as a share of the image's longer side. Wrong poses of moving things
+        covered up to 12, with up to 44 inliers.
     max_sigma_ratio : float
         Largest standard deviation of the camera centre, relative to the median distance
         of the inlier landmarks.
@@ -44,6 +52,9 @@ class IntegrityOptions:
     cell_px: float = 1 / 64
     min_inlier_ratio: float = 0.03
     min_spread: float = 0.02
+    compact_spread: float = 0.06
+    min_regions: int = 13
+    region_px: float = 1 / 32
     max_sigma_ratio: float = 0.05
     ambiguity_ratio: float = 0.7
     max_view_angle_deg: float = 75.0
@@ -105,6 +116,22 @@ def witnesses(
     )
 
 
+def relative_spread(points2D: FloatArray, camera: CameraModel) -> float:
+    """Return the smaller standard deviation of some points in a picture.
+
+    Of their two principal axes, as a share of the picture's longer side.
+
+    Parameters
+    ----------
+    points2D : ndarray of shape (M, 2), float64
+        M >= 2 positions, px.
+    camera : CameraModel
+        The size of the picture.
+    """
+    smallest = float(np.linalg.eigvalsh(np.cov(points2D.T))[0])
+    return float(np.sqrt(max(smallest, 0.0))) / max(camera.width, camera.height)
+
+
 def is_sound(
     result: PnpResult,
     matches: Matches2D3D,
@@ -125,14 +152,18 @@ def is_sound(
         Gates.
     """
     mask = result.inlier_mask
-    side_px = float(max(camera.width, camera.height))
     points2D = matches.points2D[mask]
     wanted = max(options.min_inliers, options.min_inlier_ratio * len(matches))
     if witnesses(result, matches, camera, options) < wanted:
         return False
-    spread = np.linalg.eigvalsh(np.cov(points2D.T))
-    if np.sqrt(max(spread[0], 0.0)) < options.min_spread * side_px:
+    spread = relative_spread(points2D, camera)
+    if spread < options.min_spread:
         return False
+    if spread < options.compact_spread:
+        region_px = options.region_px * max(camera.width, camera.height)
+        ids = matches.point3D_ids[mask]
+        if count_witnesses(points2D, ids, cell_px=region_px) < options.min_regions:
+            return False
     in_cam = result.cam_from_world.transform(matches.points3D[mask])
     distance = float(np.median(np.linalg.norm(in_cam, axis=1)))
     sigma = float(np.sqrt(np.trace(result.covariance[3:, 3:])))

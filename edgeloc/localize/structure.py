@@ -19,6 +19,7 @@ from edgeloc.localize.integrity import (
     disagree,
     is_sound,
     median_view_angle_rad,
+    relative_spread,
     select_matches,
     witnesses,
 )
@@ -267,6 +268,10 @@ def _confirmed(
     ):
         return None
     again = look_again(found, query, options=look, pnp=options.pnp, weigh=weigh)
+    # What has moved confirms itself.
+    points2D = again.matches.points2D[again.result.inlier_mask]
+    if relative_spread(points2D, camera) < integrity.compact_spread:
+        return None
     return again if _stands(again, camera, integrity) else None
 
 

@@ -19,7 +19,7 @@ from edgeloc_tools.datasets.registry import open_recording
 from edgeloc_tools.synth.record import Capture, camera_json, make_recording
 
 COMMANDS = ("map", "sfm", "quantize", "synth", "verify", "inspect")
-QUICK = ("--max-keypoints", "300")
+QUICK = ("--features", "orb", "--max-keypoints", "300")
 
 
 @dataclass(frozen=True)

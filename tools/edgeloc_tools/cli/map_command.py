@@ -61,10 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--features",
-        default="orb",
+        default="edgeloc",
         metavar="FAMILY",
         help="edgeloc (the network that comes with edgeloc: accurate, robust), orb "
-        "(small, fast), sift or the manifest of an ONNX model; default orb",
+        "(fast where there is no GPU), sift or the manifest of an ONNX model; default "
+        "edgeloc",
     )
     parser.add_argument(
         "--retrieval",

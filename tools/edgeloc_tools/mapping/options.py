@@ -74,7 +74,7 @@ class BuildOptions:
         For everything random.
     """
 
-    features: str = "orb"
+    features: str = "edgeloc"
     retrieval: str = "auto"
     backend: BackendOptions = field(default_factory=BackendOptions)
     max_keypoints: int | None = None
