@@ -9,6 +9,9 @@ import numpy as np
 
 from edgeloc.types import Float32Array
 
+_CHECKED = "_checked"
+"""What the names of arrays end in, see `CoarseCalibration.to_arrays`."""
+
 _MAX_FACTOR = 10.0
 """Held-out frames are too few to say more about how much less or more."""
 
@@ -77,6 +80,8 @@ class CoarseCalibration:
         Median distance from a keyframe to its nearest neighbour, m.
     spread : SpreadByScore
         How both standard deviations depend on the best cosine.
+
+    A site stores two: of retrieval alone, and of what it found when that was checked.
     """
 
     min_score: float
@@ -90,8 +95,16 @@ class CoarseCalibration:
         position, rotation = self.spread.factors(score)
         return self.position_sigma * position, self.rotation_sigma_rad * rotation
 
-    def to_arrays(self) -> Mapping[str, Float32Array]:
-        """Return the arrays that a site stores."""
+    def to_arrays(self, *, checked: bool = False) -> Mapping[str, Float32Array]:
+        """Return the arrays that a site stores.
+
+        Parameters
+        ----------
+        checked : bool
+            Whether they are of answers from checked keyframes, see `edgeloc.localize.
+            rerank`.
+        """
+        suffix = _CHECKED if checked else ""
         values = [
             self.min_score,
             self.position_sigma,
@@ -99,18 +112,29 @@ class CoarseCalibration:
             self.keyframe_spacing,
         ]
         return {
-            "calibration": np.array(values, np.float32),
-            "coarse_spread": self.spread.to_array(),
+            f"calibration{suffix}": np.array(values, np.float32),
+            f"coarse_spread{suffix}": self.spread.to_array(),
         }
 
     @staticmethod
-    def from_arrays(arrays: Mapping[str, Float32Array]) -> CoarseCalibration:
-        """Return the calibration of a site's arrays; `ValueError` when it is wrong."""
-        values = arrays.get("calibration", np.zeros(0, np.float32))
+    def from_arrays(
+        arrays: Mapping[str, Float32Array], *, checked: bool = False
+    ) -> CoarseCalibration:
+        """Return the calibration of a site's arrays; `ValueError` when it is wrong.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            Of the site.
+        checked : bool
+            As for `to_arrays`; sites of before have none of their own.
+        """
+        suffix = _CHECKED if checked and f"calibration{_CHECKED}" in arrays else ""
+        values = arrays.get(f"calibration{suffix}", np.zeros(0, np.float32))
         if values.shape != (4,) or not np.all(np.isfinite(values)):
             raise ValueError("the retrieval model has no calibration of 4 numbers")
         min_score, position, rotation, spacing = (float(v) for v in values)
-        spread = arrays.get("coarse_spread")
+        spread = arrays.get(f"coarse_spread{suffix}")
         return CoarseCalibration(
             min_score=min_score,
             position_sigma=position,

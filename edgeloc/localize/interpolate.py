@@ -20,7 +20,8 @@ from edgeloc.localize.pose_weights import (
     equal_weights,
     pose_mode,
 )
-from edgeloc.localize.rerank import RerankOptions, worths
+from edgeloc.localize.rerank import Agreement, RerankOptions, worths
+from edgeloc.localize.view_motion import ViewMotion
 from edgeloc.tiles.layout import KeyframeTable
 from edgeloc.types import (
     Cause,
@@ -63,6 +64,8 @@ class InterpolateOptions:
     rerank : RerankOptions or None
         How the retrieved keyframes are checked first, where they have features or
         landmarks; None = not at all.
+    motion : ViewMotion
+        What the pictures then tell about the way from each keyframe to the query.
     """
 
     weighting: str = "bdi"
@@ -74,6 +77,7 @@ class InterpolateOptions:
     rerank: RerankOptions | None = field(
         default_factory=lambda: RerankOptions(score_weight=20.0)
     )
+    motion: ViewMotion = field(default_factory=ViewMotion)
 
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
@@ -87,7 +91,7 @@ class InterpolateOptions:
                 raise ValueError(f"{name} {getattr(self, name)} must be > 0")
 
     def to_arrays(self) -> Mapping[str, Float32Array]:
-        """Return the array that a site stores: what is chosen for each site."""
+        """Return the arrays that a site stores: what is chosen for each site."""
         weight = _NO_RERANK if self.rerank is None else self.rerank.score_weight
         values = [
             WEIGHTINGS.index(self.weighting),
@@ -95,7 +99,10 @@ class InterpolateOptions:
             self.bandwidth_spacings,
             weight,
         ]
-        return {"interpolate": np.array(values, np.float32)}
+        return {
+            "interpolate": np.array(values, np.float32),
+            "view_motion": self.motion.to_array(),
+        }
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, Float32Array]) -> InterpolateOptions:
@@ -111,10 +118,12 @@ class InterpolateOptions:
             raise ValueError(f"interpolate: the score weight {weight:g} must be >= 0")
         if weighting not in range(len(WEIGHTINGS)):
             raise ValueError(f"interpolate: there is no weighting {weighting:g}")
+        motion = arrays.get("view_motion")
         options = InterpolateOptions(
             weighting=WEIGHTINGS[int(weighting)],
             num_keyframes=int(num),
             bandwidth_spacings=bandwidth,
+            motion=ViewMotion() if motion is None else ViewMotion.from_array(motion),
         )
         return options.weighed(None if weight == _NO_RERANK else weight)
 
@@ -142,7 +151,14 @@ class InterpolateOptions:
             text += f", bandwidth {self.bandwidth_spacings:g} spacings"
         if self.rerank is None:
             return f"{text}, not re-ranked"
-        return f"{text}, re-ranked with score weight {self.rerank.score_weight:g}"
+        text += f", re-ranked with score weight {self.rerank.score_weight:g}"
+        if self.motion.still:
+            return text
+        motion = self.motion
+        return (
+            f"{text}, moved by {motion.roll:.2f} of the roll, {motion.turn:.2f} of the "
+            f"turn and {motion.depth:.3g} per change of scale"
+        )
 
 
 def interpolate_pose(
@@ -153,14 +169,15 @@ def interpolate_pose(
     index: KeyframeIndex,
     calibration: CoarseCalibration,
     options: InterpolateOptions,
-    support: FloatArray | None = None,
+    agreement: Agreement | None = None,
 ) -> Candidate:
     """Return a COARSE pose between the retrieved keyframes, or LOST.
 
-    The keyframes that lie together where most of them are, see `pose_mode`: their
-    centres are averaged linearly, their rotations by the chordal mean. The covariance
-    is the weighted spread of these keyframes plus what held-out mapping frames were off
-    by at this similarity.
+    Where the query is according to each keyframe, see `ViewMotion`, and of these poses
+    those that lie together where most of them are, see `pose_mode`: their centres are
+    averaged linearly, their rotations by the chordal mean. The covariance is the
+    weighted spread of these poses plus what held-out mapping frames were off by at this
+    similarity.
 
     Parameters
     ----------
@@ -176,16 +193,22 @@ def interpolate_pose(
         Of the site.
     options : InterpolateOptions
         How.
-    support : ndarray of shape (K,), float64, optional
+    agreement : Agreement, optional
         What speaks for each retrieved keyframe, see `rerank.supporting_matches`.
     """
     lost = Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=Cause.FEW_MATCHES)
     if len(retrieved) == 0 or retrieved.scores[0] < calibration.min_score:
         return lost
     best_score = float(retrieved.scores[0])
-    ids, weights = _weighed(retrieved, support, options)
-    idx = keyframes.index_of(ids)
+    if options.rerank is None:
+        agreement = None
+    best, weights = _weighed(retrieved, agreement, options)
+    idx = keyframes.index_of(retrieved.keyframe_ids[best])
     centers, rotations = keyframes.centers_of(idx), keyframes.rotations_of(idx)
+    if agreement is not None:
+        centers, rotations = options.motion.query_poses(
+            centers, rotations, agreement.of(best)
+        )
     near = pose_mode(
         centers,
         rotations,
@@ -222,22 +245,20 @@ def interpolate_pose(
 
 def _weighed(
     retrieved: RetrievalResult,
-    support: FloatArray | None,
+    agreement: Agreement | None,
     options: InterpolateOptions,
 ) -> tuple[IntArray, FloatArray]:
-    """Return the best keyframes and their weights, > 0."""
-    ids, scores = retrieved.keyframe_ids, retrieved.scores
-    if support is None or options.rerank is None:
-        ids, scores = ids[: options.num_keyframes], scores[: options.num_keyframes]
-        if options.weighting == "ewb":
-            return ids, equal_weights(scores)
-        return ids, cosine_weights(scores, alpha=options.csi_alpha)
-    worth = worths(scores, support, options.rerank)
-    order = np.argsort(-worth, kind="stable")[: options.num_keyframes]
-    if options.weighting == "ewb":
-        return ids[order], equal_weights(scores[order])
-    weights = np.exp(worth[order] - worth[order[0]])
-    return ids[order], weights / weights.sum()
+    """Return which retrieved keyframes are the best, and their weights, > 0."""
+    scores = retrieved.scores
+    if agreement is None or options.rerank is None:
+        best = np.arange(min(len(scores), options.num_keyframes))
+        weights = cosine_weights(scores[best], alpha=options.csi_alpha)
+    else:
+        worth = worths(scores, agreement.support, options.rerank)
+        best = np.argsort(-worth, kind="stable")[: options.num_keyframes]
+        weights = np.exp(worth[best] - worth[best[0]])
+        weights /= weights.sum()
+    return best, equal_weights(scores[best]) if options.weighting == "ewb" else weights
 
 
 def widen_unconfirmed(candidate: Candidate, keyframes: KeyframeTable) -> Candidate:

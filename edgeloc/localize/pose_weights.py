@@ -81,6 +81,37 @@ def cosine_weights(scores: Float32Array, *, alpha: float) -> FloatArray:
     return np.asarray(weights / weights.sum())
 
 
+def view_kernel(
+    views: tuple[FloatArray, FloatArray],
+    others: tuple[FloatArray, FloatArray],
+    *,
+    bandwidth: tuple[float, float],
+) -> FloatArray:
+    """Return how near cameras are to others, and how alike what they look at.
+
+    Gaussian over the distance and over the angle between the lines of sight: a camera
+    that only rolled still sees the same.
+
+    Parameters
+    ----------
+    views, others : (ndarray of shape (n, 3), ndarray of shape (n, 3, 3)), float64
+        Camera centres, m, and rotations of ``cam_from_world``; n of each.
+    bandwidth : (float, float)
+        Standard deviations, m and rad.
+
+    Returns
+    -------
+    ndarray of shape (len(views), len(others)), float64
+        In [0, 1].
+    """
+    (centers, rotations), (other_centers, other_rotations) = views, others
+    distance = np.linalg.norm(centers[:, None] - other_centers, axis=2)
+    cosine = rotations[:, 2] @ other_rotations[:, 2].T
+    angle = np.arccos(np.clip(cosine, -1.0, 1.0))
+    squared = (distance / bandwidth[0]) ** 2 + (angle / bandwidth[1]) ** 2
+    return np.asarray(np.exp(-0.5 * squared))
+
+
 def pose_mode(
     centers: FloatArray,
     rotations: FloatArray,

@@ -66,6 +66,9 @@ class RerankOptions:
         change of scale is the most likely.
     score_weight : float
         Worth of a cosine of global descriptors, in logarithms of support.
+    sharpness : float
+        What worths are multiplied by before they are the logarithms of how likely an
+        image is the right one, see `place_worths`.
     """
 
     min_similarity: float = 0.6
@@ -75,21 +78,62 @@ class RerankOptions:
     zoom_sigma: float = 0.2
     num_samples: int = 128
     num_tried: int = 32
-    score_weight: float = 10.0
+    score_weight: float = 5.0
+    sharpness: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("num_query", "num_image", "num_samples", "num_tried"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("tolerance", "zoom_sigma"):
+        for name in ("tolerance", "zoom_sigma", "sharpness"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} must be > 0")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Agreement:
+    """How the picture of a query and those of images go together.
+
+    Parameters
+    ----------
+    support : ndarray of shape (K,), float64
+        How much speaks for each image, at least 0; 0 where nothing can be said.
+    image_from_query : ndarray of shape (K, 3, 3), float64
+        The rotation that brings the directions of the query's features nearest to those
+        in each image, as if the camera had only turned; of points on the plane z = 1.
+    log_zooms : ndarray of shape (K,), float64
+        Logarithm of how much larger things are in each image than in the query.
+    """
+
+    support: FloatArray
+    image_from_query: FloatArray
+    log_zooms: FloatArray
+
+    def __len__(self) -> int:
+        return len(self.support)
+
+    def of(self, idx: IntArray) -> Agreement:
+        """Return the same of some of the images."""
+        return Agreement(
+            support=self.support[idx],
+            image_from_query=self.image_from_query[idx],
+            log_zooms=self.log_zooms[idx],
+        )
+
+
+def join_agreements(parts: Sequence[Agreement]) -> Agreement:
+    """Return what is known of several lists of images as one; at least one list."""
+    return Agreement(
+        support=np.concatenate([part.support for part in parts]),
+        image_from_query=np.concatenate([part.image_from_query for part in parts]),
+        log_zooms=np.concatenate([part.log_zooms for part in parts]),
+    )
+
+
 def supporting_matches(
     query: LocalView, images: Sequence[LocalView], options: RerankOptions
-) -> FloatArray:
-    """Return how many matches of each image agree with one similarity [1]_.
+) -> Agreement:
+    """Return how many matches of each image agree with one similarity, and which [1]_.
 
     Mutual nearest neighbours; then pairs of them say how the picture was turned, scaled
     and moved. To those that agree with the best supported pair a similarity is fitted:
@@ -108,8 +152,8 @@ def supporting_matches(
 
     Returns
     -------
-    ndarray of shape (K,), float64
-        Of each image, at least 0; 0 where nothing can be said.
+    Agreement
+        Of each image.
 
     References
     ----------
@@ -123,7 +167,7 @@ def supporting_matches(
         (query.points[a], image.points[b])
         for (a, b), image in zip(matches, images, strict=True)
     ]
-    return _best_support(pairs, options)
+    return _best_agreement(pairs, options)
 
 
 def _mutual_matches(
@@ -155,15 +199,19 @@ def _mutual_matches(
     return matches
 
 
-def _best_support(
+def _best_agreement(
     pairs: Sequence[tuple[FloatArray, FloatArray]], options: RerankOptions
-) -> FloatArray:
-    """Return the support of the best similarity of each set of matches."""
+) -> Agreement:
+    """Return what the best similarity of each set of matches says."""
     counts = np.array([len(a) for a, _ in pairs], np.int64)
     usable = np.flatnonzero(counts > 2)
-    support = np.zeros(len(pairs))
+    found = Agreement(
+        support=np.zeros(len(pairs)),
+        image_from_query=np.repeat(np.eye(3)[None], len(pairs), axis=0),
+        log_zooms=np.zeros(len(pairs)),
+    )
     if not len(usable):
-        return support
+        return found
     # Points of the plane as complex numbers: a similarity is z -> a z + b.
     width = int(counts.max())
     at = np.full((2, len(usable), width), np.nan, np.complex64)
@@ -184,18 +232,50 @@ def _best_support(
         likely = np.nan_to_num(np.exp(-0.5 * zoom**2))
         tried = np.argsort(-likely, axis=1, kind="stable")[:, : options.num_tried]
         turn, likely, p0, q0 = (x[rows, tried] for x in (turn, likely, p0, q0))
-        off = turn[:, :, None] * at[0][:, None] + (q0 - turn * p0)[:, :, None]
-        off -= at[1][:, None]
-        near = off.real**2 + off.imag**2 <= options.tolerance**2
-    found = np.argmax(np.count_nonzero(near, axis=2) * likely, axis=1)
-    support[usable] = _fitted_support(at, near[rows[:, 0], found], options)
-    return support
+        near = _near(at, turn, q0 - turn * p0, options.tolerance)
+    best = np.argmax(np.count_nonzero(near, axis=2) * likely, axis=1)
+    fitted = _fitted(at, near[rows[:, 0], best], options)
+    found.support[usable] = fitted.support
+    found.image_from_query[usable] = fitted.image_from_query
+    found.log_zooms[usable] = fitted.log_zooms
+    return found
 
 
-def _fitted_support(
-    at: Complex64Array, near: BoolArray, options: RerankOptions
-) -> FloatArray:
-    """Return the support of the similarities that fit what agrees with a pair.
+def _near(
+    at: Complex64Array, turn: Complex64Array, shift: Complex64Array, tolerance: float
+) -> BoolArray:
+    """Return which matches lie where similarities put them.
+
+    As products of matrices: of complex numbers, element by element, they would take
+    four times as long.
+
+    Parameters
+    ----------
+    at : ndarray of shape (2, K, N), complex64
+        Positions in the query and in each image.
+    turn, shift : ndarray of shape (K, S), complex64
+        Similarities of each image, ``z -> turn z + shift``.
+    tolerance : float
+        Largest distance.
+
+    Returns
+    -------
+    ndarray of shape (K, S, N), bool
+    """
+    one, none = np.ones_like(turn.real), np.zeros_like(turn.real)
+    by_x = [turn.real, -turn.imag, shift.real, -one, none]
+    by_y = [turn.imag, turn.real, shift.imag, none, -one]
+    ones = np.ones_like(at[0].real)
+    known = [at[0].real, at[0].imag, ones, at[1].real, at[1].imag]
+    off = np.stack([np.stack(by_x, axis=2), np.stack(by_y, axis=2)])
+    off = off @ np.stack(known, axis=1)
+    off *= off
+    off[0] += off[1]
+    return np.asarray(off[0] <= tolerance**2)
+
+
+def _fitted(at: Complex64Array, near: BoolArray, options: RerankOptions) -> Agreement:
+    """Return what the similarities say that fit what agrees with a pair.
 
     Parameters
     ----------
@@ -215,11 +295,33 @@ def _fitted_support(
     with np.errstate(divide="ignore", invalid="ignore"):
         turn = np.sum(p.conj() * q, axis=1) / spread[0]
         # Of both directions: neither picture is nearer to the truth.
-        zoom = 0.5 * np.log(spread[1] / spread[0]) / options.zoom_sigma
-        off = turn[:, None] * (at[0] - mean[0][:, None]) + mean[1][:, None] - at[1]
-        near = off.real**2 + off.imag**2 <= options.tolerance**2
-        likely = np.nan_to_num(np.exp(-0.5 * zoom**2))
-    return np.asarray(np.maximum(np.count_nonzero(near, axis=1) - 2, 0) * likely)
+        zoom = 0.5 * np.log(spread[1] / spread[0])
+        shift = mean[1] - turn * mean[0]
+        near = _near(at, turn[:, None], shift[:, None], options.tolerance)[:, 0]
+        likely = np.nan_to_num(np.exp(-0.5 * (zoom / options.zoom_sigma) ** 2))
+    return Agreement(
+        support=np.maximum(np.count_nonzero(near, axis=1) - 2, 0) * likely,
+        image_from_query=_turned(at, near),
+        log_zooms=np.where(likely > 0, zoom, 0.0).astype(np.float64),
+    )
+
+
+def _turned(at: Complex64Array, near: BoolArray) -> FloatArray:
+    """Return the rotations between the directions of matches that are near [1]_.
+
+    References
+    ----------
+    .. [1] Arun, Huang, Blostein, "Least-squares fitting of two 3-D point sets",
+       TPAMI 1987.
+    """
+    x, y = np.where(near, at.real, 0.0), np.where(near, at.imag, 0.0)
+    z = np.broadcast_to(near.astype(np.float32), x.shape)
+    bearings = np.stack([x, y, z], axis=-1)
+    bearings /= np.sqrt(x**2 + y**2 + 1.0)[..., None]
+    u, _, vt = np.linalg.svd(bearings[1].swapaxes(1, 2) @ bearings[0])
+    # Of the two orthogonal matrices next to the sum, the one that is a rotation.
+    u[:, :, 2] *= (np.linalg.det(u) * np.linalg.det(vt))[:, None]
+    return np.asarray(u @ vt, np.float64)
 
 
 def worths(
@@ -242,6 +344,35 @@ def worths(
         In logarithms.
     """
     return np.log1p(support) + options.score_weight * scores.astype(np.float64)
+
+
+def place_worths(
+    worth: FloatArray, near: FloatArray, options: RerankOptions
+) -> FloatArray:
+    """Return how likely each image shows the place where the query was taken.
+
+    Not whether it is the most similar one: images of the same place vouch for each
+    other. What is asked of the first image is to be near the query, and the one that is
+    so most probably is where there is most probability around it, not on it (as the
+    median is the answer to another loss than the mode).
+
+    Parameters
+    ----------
+    worth : ndarray of shape (K,), float64
+        See `worths`.
+    near : ndarray of shape (K, K), float64
+        In [0, 1], how near image i is to where the query is according to image j; by a
+        kernel over poses, see `pose_weights.view_kernel`, or over a sequence.
+    options : RerankOptions
+        How.
+
+    Returns
+    -------
+    ndarray of shape (K,), float64
+        In logarithms; more is better.
+    """
+    likely = np.exp(options.sharpness * (worth - worth.max(initial=-np.inf)))
+    return np.asarray(np.log(near @ likely + np.finfo(np.float64).tiny))
 
 
 def expand_query(

@@ -11,7 +11,7 @@ from edgeloc.errors import TileFormatError
 from edgeloc.geometry.camera import normalized_from_pixels
 from edgeloc.localize.candidate import LOST, Candidate
 from edgeloc.localize.interpolate import interpolate_pose
-from edgeloc.localize.rerank import LocalView, supporting_matches
+from edgeloc.localize.rerank import Agreement, LocalView, supporting_matches
 from edgeloc.runtime.frame_work import FrameWork
 from edgeloc.runtime.site_parts import SiteParts
 from edgeloc.tiles.reader import (
@@ -20,7 +20,7 @@ from edgeloc.tiles.reader import (
     assemble_local_map,
     visible_point3D_ids,
 )
-from edgeloc.types import Cause, FloatArray, IntArray
+from edgeloc.types import Cause, IntArray
 
 
 class InterpolateMethod:
@@ -46,17 +46,18 @@ class InterpolateMethod:
             return replace(LOST, cause=Cause.FEW_FEATURES)
         retrieved = work.retrieved()
         with parts.timer.stage("interpolate"):
+            agreement = self._agreement(work, retrieved.keyframe_ids)
             return interpolate_pose(
                 query=work.query().global_descriptor,
                 retrieved=retrieved,
                 keyframes=parts.site.keyframes,
                 index=parts.index,
-                calibration=parts.coarse,
+                calibration=parts.coarse if agreement is None else parts.checked,
                 options=parts.interpolate,
-                support=self._support(work, retrieved.keyframe_ids),
+                agreement=agreement,
             )
 
-    def _support(self, work: FrameWork, keyframe_ids: IntArray) -> FloatArray | None:
+    def _agreement(self, work: FrameWork, keyframe_ids: IntArray) -> Agreement | None:
         """Return what speaks for keyframes; None where there is nothing to compare."""
         options = self._rerank
         if options is None or len(keyframe_ids) < 2:

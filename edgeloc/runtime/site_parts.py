@@ -53,8 +53,8 @@ class SiteParts:
         Tiles in memory.
     calibration : FixCalibration
         Of covariances of fixes.
-    coarse : CoarseCalibration
-        Of poses from retrieval.
+    coarse, checked : CoarseCalibration
+        Of poses from retrieval, alone and checked.
     structure : StructureOptions
         Of fixes against landmarks, seeded.
     interpolate : InterpolateOptions
@@ -77,6 +77,7 @@ class SiteParts:
     tiles: TileCache
     calibration: FixCalibration
     coarse: CoarseCalibration
+    checked: CoarseCalibration
     structure: StructureOptions
     interpolate: InterpolateOptions
     timer: StageTimer
@@ -128,6 +129,7 @@ def open_site_parts(
     )
     try:
         coarse = CoarseCalibration.from_arrays(site.retrieval_arrays)
+        checked = CoarseCalibration.from_arrays(site.retrieval_arrays, checked=True)
         interpolate = InterpolateOptions.from_arrays(site.retrieval_arrays)
         calibration = FixCalibration.of_site(
             site.manifest.covariance_scale, site.retrieval_arrays
@@ -146,6 +148,7 @@ def open_site_parts(
         tiles=TileCache(site, max_bytes=options.cache_bytes),
         calibration=calibration,
         coarse=coarse,
+        checked=checked,
         structure=replace(structure, pnp=replace(structure.pnp, seed=options.seed)),
         interpolate=options.interpolate or interpolate,
         timer=StageTimer(clock),

@@ -1,22 +1,13 @@
 """What re-ranking does to recall at 1."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from edgeloc.geometry.se3 import exp_so3
-from edgeloc.localize.rerank import LocalView, RerankOptions
+from edgeloc.localize.rerank import Agreement, LocalView, RerankOptions
+from edgeloc.localize.view_motion import ViewMotion
 from edgeloc.types import Rigid3
-from edgeloc_tools.datasets.recording import ImageFile, RecordedImage
-from edgeloc_tools.evaluate.reranking import (
-    WAYS,
-    choose,
-    distances,
-    find,
-    overlap,
-    table,
-)
+from edgeloc_tools.evaluate.neighbours import PoseNeighbours, WalkNeighbours
+from edgeloc_tools.evaluate.reranking import WAYS, choose, find, overlap, table
 
 
 def unit(rows):
@@ -36,7 +27,10 @@ def test_the_image_with_the_same_features_comes_first(rng):
     base = rng.normal(size=16)
     database = unit(base + 0.02 * rng.normal(size=(5, 16)))
     ways = find(
-        (database[:1], database), ([images[3]], images), RerankOptions(score_weight=5.0)
+        (database[:1], database),
+        ([images[3]], images),
+        RerankOptions(),
+        neighbours=WalkNeighbours(),
     )
     assert list(ways.first) == list(WAYS)
     assert ways.first["retrieved"].tolist() == [0]
@@ -46,38 +40,45 @@ def test_the_image_with_the_same_features_comes_first(rng):
 
 
 def test_features_that_lie_are_not_trusted(rng):
-    """Each image of a walk has the features of another one, ten apart."""
+    """Neighbours of a walk share features; then each image has those of another."""
     at = np.arange(12)
     base = rng.normal(size=48)
     drift = np.cumsum(0.4 * rng.normal(size=(12, 48)), axis=0)
-    own = [view(rng) for _ in at]
-    weight = choose(unit(base + drift), own, np.abs(at[:, None] - at)).score_weight
-    assert weight == RerankOptions().score_weight
-    lying = [own[(k * 5) % 12 // 2] for k in at]
-    weight = choose(unit(base + drift), lying, np.abs(at[:, None] - at)).score_weight
-    assert weight > RerankOptions().score_weight
+    steps = [view(rng, 20) for _ in range(15)]
+
+    def seen_from(k):
+        seen = steps[k : k + 4]
+        return LocalView(
+            points=np.concatenate([step.points for step in seen]) - [0.02 * k, 0],
+            descriptors=np.concatenate([step.descriptors for step in seen]),
+        )
+
+    own = [seen_from(k) for k in at]
+    options, neighbours = choose(unit(base + drift), own, None)
+    assert options.score_weight <= 20
+    assert isinstance(neighbours, WalkNeighbours)
+    lying = [own[(k * 5) % 12] for k in at]
+    options, _ = choose(unit(base + drift), lying, None)
+    assert options.score_weight > 20
 
 
-def recorded(k, pose):
-    return RecordedImage(
-        name=f"{k}",
-        source=ImageFile(Path("nowhere")),
-        camera_id="c",
-        timestamp_ns=k,
-        cam_from_world=pose,
+def test_images_are_near_where_others_say_that_a_query_is():
+    """A metre apart along the line of sight; what image 0 shows has grown by e^0.5."""
+    poses = [Rigid3(R=np.eye(3), t=[0, 0, -float(k)]) for k in range(4)]
+    found = np.array([0, 2])
+    said = Agreement(
+        support=np.full(2, 20.0),
+        image_from_query=np.repeat(np.eye(3)[None], 2, axis=0),
+        log_zooms=np.array([-0.5, 0.0]),
     )
-
-
-def test_images_are_apart_by_pose_or_by_place():
-    walk = [recorded(k, None) for k in range(4)]
-    assert distances(walk)[0].tolist() == [0, 1, 2, 3]
-    centers = [[0.0, 0, 0], [2, 0, 0], [4, 0, 0]]
-    turns = [np.eye(3), exp_so3([0, 0.3, 0]), np.eye(3)]
-    posed = [
-        recorded(k, Rigid3(R=R, t=-R @ np.array(center)))
-        for k, (R, center) in enumerate(zip(turns, centers, strict=True))
-    ]
-    np.testing.assert_allclose(distances(posed)[0], [0, 1.3, 2], atol=1e-9)
+    posed = PoseNeighbours(poses, ViewMotion(depth=4.0))
+    beside = np.exp(-1 / 18)
+    np.testing.assert_allclose(posed.near(found, said), [[beside] * 2, [1, 1]])
+    walk = WalkNeighbours()
+    np.testing.assert_allclose(walk.near(found, said), [[1, beside], [beside, 1]])
+    for neighbours in (posed, walk):
+        near = neighbours.near_image(np.array([0, 1, 2]), 2)
+        np.testing.assert_allclose(near, [beside, np.exp(-1 / 72), 1])
 
 
 def test_overlap_counts_what_one_geometry_explains(rng):

@@ -1,5 +1,7 @@
 """Pose interpolation between retrieved keyframes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,8 +15,10 @@ from edgeloc.localize.pose_weights import (
     cosine_weights,
     equal_weights,
     pose_mode,
+    view_kernel,
 )
-from edgeloc.localize.rerank import RerankOptions
+from edgeloc.localize.rerank import Agreement, RerankOptions
+from edgeloc.localize.view_motion import ViewMotion
 from edgeloc.tiles.layout import KeyframeTable, PoseArrays
 from edgeloc.types import PoseStatus, Rigid3, Rung
 
@@ -44,6 +48,17 @@ def index_of(keyframes):
         keyframe_ids=keyframes.keyframe_ids,
         codes=keyframes.global_codes,
         coding=global_coding("float16", None),
+    )
+
+
+def agreement(support, image_from_query=None, log_zooms=None):
+    count = len(support)
+    return Agreement(
+        support=np.asarray(support, float),
+        image_from_query=np.repeat(np.eye(3)[None], count, axis=0)
+        if image_from_query is None
+        else image_from_query,
+        log_zooms=np.zeros(count) if log_zooms is None else np.asarray(log_zooms),
     )
 
 
@@ -230,9 +245,48 @@ def test_support_overrules_similarity(rng):
         options=InterpolateOptions(
             rerank=RerankOptions(score_weight=5.0), bdi_ridge=10.0
         ),
-        support=support,
+        agreement=agreement(support),
     )
     assert candidate.cam_from_world.origin_in_a[0] == pytest.approx(70.1, abs=0.1)
+
+
+def test_pictures_tell_how_a_query_is_turned_and_how_far_ahead_it_is(rng):
+    """One keyframe, looking along world x, and a query 0.4 m ahead, turned by 0.3."""
+    d = unit(rng.normal(size=(1, 16)))
+    R = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])
+    keyframes = table([[1.0, 2, 3]], d, R[None])
+    query_from_keyframe = exp_so3([0.0, 0.3, 0.1])
+    seen = agreement([30.0], query_from_keyframe.T[None], [-0.2])
+    answers = {}
+    for name, support in (("sure", 30.0), ("unsure", 4.0)):
+        answers[name] = interpolate_pose(
+            query=d[0],
+            retrieved=retrieve(d[0], keyframes),
+            keyframes=keyframes,
+            index=index_of(keyframes),
+            calibration=CALIBRATION,
+            options=InterpolateOptions(
+                motion=ViewMotion(roll=1.0, turn=1.0, depth=2.0)
+            ),
+            agreement=replace(seen, support=np.array([support])),
+        ).cam_from_world
+    sure, unsure = answers["sure"], answers["unsure"]
+    np.testing.assert_allclose(sure.origin_in_a, [1.4, 2, 3], atol=1e-9)
+    np.testing.assert_allclose(sure.R, query_from_keyframe @ R, atol=1e-9)
+    np.testing.assert_allclose(unsure.origin_in_a, [1.0, 2, 3], atol=1e-9)
+    np.testing.assert_allclose(unsure.R, R, atol=1e-9)
+
+
+def test_cameras_that_rolled_are_near():
+    R = np.stack([np.eye(3), exp_so3([0, 0, 2.0]), exp_so3([0.5, 0, 0])])
+    views = np.zeros((3, 3)), R
+    near = view_kernel(views, views, bandwidth=(1.0, 0.5))
+    assert near[0, 1] == pytest.approx(1.0)
+    assert near[0, 2] == pytest.approx(np.exp(-0.5))
+    aside = np.array([[2.0, 0, 0]]), R[:1]
+    near = view_kernel(views, aside, bandwidth=(1.0, 0.5))
+    assert near.shape == (3, 1)
+    assert near[0, 0] == pytest.approx(np.exp(-2.0))
 
 
 def test_less_similar_frames_are_less_sure(rng):
@@ -302,6 +356,13 @@ def test_calibration_round_trips_and_is_checked():
     arrays = CALIBRATION.to_arrays()
     again = CoarseCalibration.from_arrays(arrays)
     assert again.position_sigma == pytest.approx(0.1)
+    # Sites of before say nothing of checked keyframes.
+    assert CoarseCalibration.from_arrays(arrays, checked=True) == again
+    other = replace(CALIBRATION, position_sigma=0.01)
+    arrays = {**arrays, **other.to_arrays(checked=True)}
+    assert CoarseCalibration.from_arrays(arrays) == again
+    checked = CoarseCalibration.from_arrays(arrays, checked=True)
+    assert checked.position_sigma == pytest.approx(0.01)
     with pytest.raises(ValueError, match="no calibration of 4 numbers"):
         CoarseCalibration.from_arrays({})
 
@@ -312,6 +373,7 @@ def test_calibration_round_trips_and_is_checked():
         InterpolateOptions(),
         InterpolateOptions(num_keyframes=1, rerank=None),
         InterpolateOptions(weighting="csi", bandwidth_spacings=4.0).weighed(40.0),
+        InterpolateOptions(motion=ViewMotion(roll=0.75, turn=0.5, depth=2.5)),
     ],
 )
 def test_a_site_stores_what_is_chosen(options):
@@ -344,12 +406,32 @@ def test_wrong_settings_of_a_site_are_refused(values, message):
         InterpolateOptions.from_arrays({"interpolate": np.array(values, np.float32)})
 
 
+@pytest.mark.parametrize(
+    ("motion", "message"),
+    [
+        ([0.5, 0.5], r"view_motion has shape \(2,\), expected \(3,\)"),
+        ([1.5, 0.5, 1.0], r"roll 1.5 must be in \[0, 1\]"),
+        ([0.5, np.nan, 1.0], r"turn nan must be in \[0, 1\]"),
+        ([0.5, 0.5, -1.0], "depth -1.0 must be finite and >= 0"),
+    ],
+)
+def test_a_wrong_motion_of_a_site_is_refused(motion, message):
+    arrays = dict(InterpolateOptions().to_arrays())
+    arrays["view_motion"] = np.array(motion, np.float32)
+    with pytest.raises(ValueError, match=message):
+        InterpolateOptions.from_arrays(arrays)
+
+
 def test_settings_are_told_to_people():
     assert str(InterpolateOptions()) == (
         "barycentric of 5, bandwidth 16 spacings, re-ranked with score weight 20"
     )
     assert str(InterpolateOptions(num_keyframes=1, rerank=None)) == (
         "the best keyframe, not re-ranked"
+    )
+    moved = InterpolateOptions(motion=ViewMotion(roll=0.75, turn=0.5, depth=2.5))
+    assert str(moved).endswith(
+        ", moved by 0.75 of the roll, 0.50 of the turn and 2.5 per change of scale"
     )
 
 

@@ -3,15 +3,21 @@
 import numpy as np
 import pytest
 
+from edgeloc.geometry.se3 import exp_so3
 from edgeloc.localize.rerank import (
     LocalView,
     RerankOptions,
     expand_query,
-    supporting_matches,
+    place_worths,
     worths,
 )
+from edgeloc.localize.rerank import supporting_matches as agreement_of
 
 OPTIONS = RerankOptions()
+
+
+def supporting_matches(query, images, options):
+    return agreement_of(query, images, options).support
 
 
 def unit(rows):
@@ -128,6 +134,40 @@ def test_support_and_similarity_are_weighed():
     np.testing.assert_allclose(worth, [9, np.log(11) + 8, np.log(11) + 5], atol=1e-6)
     blind = RerankOptions(score_weight=1e4)
     assert np.argmax(worths(scores, support, blind)) == 0
+
+
+def test_a_turn_of_the_camera_and_a_change_of_scale_are_seen(rng):
+    """Features far away, seen after a turn; and from nearer."""
+    query = view(rng)
+    turn = exp_so3([0.1, -0.2, 0.3])
+    ahead = np.column_stack([query.points, np.ones(len(query))]) @ turn.T
+    turned = LocalView(
+        points=ahead[:, :2] / ahead[:, 2:], descriptors=query.descriptors
+    )
+    options = RerankOptions(tolerance=0.2)
+    found = agreement_of(query, [turned, moved(query, zoom=1.3), view(rng)], options)
+    assert len(found) == 3
+    # What a similarity cannot explain is left out; the rest are seen after that turn.
+    np.testing.assert_allclose(found.image_from_query[0], turn, atol=1e-5)
+    np.testing.assert_allclose(found.image_from_query[1], np.eye(3), atol=0.02)
+    assert found.log_zooms[1] == pytest.approx(np.log(1.3), abs=1e-3)
+    np.testing.assert_array_equal(found.image_from_query[2], np.eye(3))
+    assert (found.support[2], found.log_zooms[2]) == (0, 0)
+    picked = found.of(np.array([1]))
+    assert picked.log_zooms.tolist() == [found.log_zooms[1]]
+
+
+def test_images_of_one_place_vouch_for_each_other():
+    """Two good images of a place outweigh a slightly better one of another."""
+    worth = np.array([1.0, 0.9, 0.8])
+    places = place_worths(worth, np.eye(3), OPTIONS)
+    np.testing.assert_allclose(np.diff(places), [-0.2, -0.2], atol=1e-9)
+    near = np.array([[1, 0, 0], [0, 1, 0.9], [0, 0.9, 1.0]])
+    assert np.argmax(place_worths(worth, near, OPTIONS)) == 1
+    # Far from all that anybody says: finite, and the last.
+    near[2] = 0.0
+    assert np.argmin(place_worths(worth, near, OPTIONS)) == 2
+    assert place_worths(np.zeros(0), np.zeros((0, 0)), OPTIONS).shape == (0,)
 
 
 def test_expansion_draws_a_query_to_what_it_found(rng):

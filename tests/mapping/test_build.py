@@ -180,13 +180,13 @@ def test_inspect_tells_where_held_out_frames_failed(tmp_path, monkeypatch):
     """Two of five frames, whose fixes are taken away."""
     real = draft.calibrate
 
-    def with_failures(run, coarse, *, keyframe_spacing):
+    def with_failures(run, coarse, checked, *, keyframe_spacing):
         frames = [
             replace(frame, xi=None) if frame.image_idx in {1, 3} else frame
             for frame in run.frames
         ]
         run = replace(run, frames=frames)
-        return real(run, coarse, keyframe_spacing=keyframe_spacing)
+        return real(run, coarse, checked, keyframe_spacing=keyframe_spacing)
 
     monkeypatch.setattr(draft, "calibrate", with_failures)
     built = build(tmp_path / "site", small_recording(), QUICK)

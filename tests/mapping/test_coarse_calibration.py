@@ -11,7 +11,8 @@ NOTHING_FIXED = HeldOutRun(frames=[], trials=[])
 
 
 def coarse_of(samples):
-    run = calibrate(NOTHING_FIXED, samples, keyframe_spacing=0.1)
+    run = calibrate(NOTHING_FIXED, samples, samples, keyframe_spacing=0.1)
+    assert run.checked == run.coarse
     return run.coarse
 
 

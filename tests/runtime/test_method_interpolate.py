@@ -46,7 +46,7 @@ def test_a_keyframe_supports_itself_most(parts):
     ids = parts.site.keyframes.keyframe_ids
     views = list(keyframe_views(parts, ids, 200))
     for idx in (0, len(ids) // 2, len(ids) - 1):
-        support = supporting_matches(views[idx], views, RerankOptions())
+        support = supporting_matches(views[idx], views, RerankOptions()).support
         assert np.argmax(support) == idx
         assert support[idx] > 40
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ class PlaceSet:
         Images.
     same : ndarray of shape (Q, K), bool
         Whether they show the same place.
+    cameras : tuple of mapping of str to CameraModel, or None
+        Of the queries and of the database, by id; walks have none, and no poses.
     """
 
     name: str
@@ -36,6 +38,7 @@ class PlaceSet:
     queries: Sequence[RecordedImage]
     database: Sequence[RecordedImage]
     same: BoolArray
+    cameras: tuple[Mapping[str, CameraModel], Mapping[str, CameraModel]] | None = None
 
     @property
     def unfit(self) -> str:
@@ -244,6 +247,7 @@ def _posed_set(rule: _Rule, data: Path) -> PlaceSet:
         queries=queries.images,
         database=mapping.images,
         same=same,
+        cameras=(queries.cameras, mapping.cameras),
     )
 
 

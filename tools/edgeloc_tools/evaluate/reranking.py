@@ -6,7 +6,8 @@ shipped network, checked with the shipped local features. The local features of 
 database images stand in for what a site says of its keyframes.
 
 How much similarity counts beside support is chosen on held-out database images, as for
-a site, never on queries.
+a site, never on queries; where there are poses, what the pictures tell about the way
+between cameras is learned there, too.
 
 Two criteria: the same place by the rule of the set, and how many local features the
 query shares with the image found, as the share of its features that have a mutual match
@@ -32,15 +33,17 @@ from edgeloc.errors import ConfigError
 from edgeloc.features.extract import extract_features
 from edgeloc.features.family import FeatureFamily
 from edgeloc.features.match import MatchOptions, match_descriptors
-from edgeloc.geometry.se3 import rotation_angle_rad
+from edgeloc.geometry.camera import normalized_from_pixels
 from edgeloc.localize.rerank import (
+    Agreement,
     LocalView,
     RerankOptions,
     expand_query,
+    place_worths,
     supporting_matches,
     worths,
 )
-from edgeloc.types import CameraModel, Float32Array, FloatArray, IntArray
+from edgeloc.types import CameraModel, Float32Array, IntArray, Rigid3
 from edgeloc_tools.datasets.recording import RecordedImage
 from edgeloc_tools.evaluate.measured import (
     cached,
@@ -48,18 +51,27 @@ from edgeloc_tools.evaluate.measured import (
     open_families,
     open_retrievals,
 )
+from edgeloc_tools.evaluate.neighbours import (
+    Neighbours,
+    PoseNeighbours,
+    WalkNeighbours,
+)
 from edgeloc_tools.evaluate.place_sets import PlaceSet, place_sets
 from edgeloc_tools.evaluate.places import GlobalNetwork, chosen_sets
 from edgeloc_tools.evaluate.script import run_script, script_parser
 from edgeloc_tools.evaluate.text import markdown_table, number
 from edgeloc_tools.files import write_atomically
 from edgeloc_tools.mapping.choose import surely_better
-from edgeloc_tools.mapping.held_out_coarse import held_out_lists
+from edgeloc_tools.mapping.held_out_coarse import (
+    HeldOutList,
+    held_out_lists,
+    motion_of_lists,
+)
 from edgeloc_tools.mapping.options import BuildOptions
 from edgeloc_tools.mapping.survey import default_keypoints
 from edgeloc_tools.progress import Progress, StderrProgress, track
 
-SETTINGS_VERSION = 2
+SETTINGS_VERSION = 3
 """Raised when a number changes its meaning."""
 
 NUM_CANDIDATES = 10
@@ -67,7 +79,7 @@ NUM_CANDIDATES = 10
 NUM_EXPANDED, ALPHA = 3, 3.0
 """Images that a query is expanded by, and the exponent of their similarity."""
 
-SCORE_WEIGHTS = (5.0, 20.0, 40.0, 1e4)
+SCORE_WEIGHTS = (10.0, 20.0, 40.0, 1e4)
 """What similarity may count, beside the default; the last trusts retrieval alone."""
 
 _EPIPOLAR_SHARE = 0.003
@@ -91,17 +103,30 @@ class Ways:
     seconds: np.ndarray[Any, np.dtype[np.float64]]
 
 
-def local_view(image: RecordedImage, family: FeatureFamily) -> LocalView:
-    """Return the local features of an image, in shares of its longer side."""
+def local_view(
+    image: RecordedImage, family: FeatureFamily, camera: CameraModel | None
+) -> LocalView:
+    """Return the local features of an image, on the plane z = 1.
+
+    Parameters
+    ----------
+    image : RecordedImage
+        The image.
+    family : FeatureFamily
+        The features.
+    camera : CameraModel or None
+        Its intrinsics; None where there are none: its longer side as focal length.
+    """
     pixels = image.source.read()
     height, width = pixels.shape[:2]
-    # Only its size matters here, and walks have no calibration.
-    camera = CameraModel(
-        model="SIMPLE_PINHOLE",
-        width=width,
-        height=height,
-        params=(float(width), width / 2, height / 2),
-    )
+    if camera is None:
+        longer = float(max(height, width))
+        camera = CameraModel(
+            model="SIMPLE_PINHOLE",
+            width=width,
+            height=height,
+            params=(longer, width / 2, height / 2),
+        )
     features = extract_features(
         pixels,
         family,
@@ -109,7 +134,7 @@ def local_view(image: RecordedImage, family: FeatureFamily) -> LocalView:
         max_side_px=BuildOptions().max_side_px,
     )
     return LocalView(
-        points=features.keypoints.astype(np.float64) / max(height, width),
+        points=normalized_from_pixels(camera, features.keypoints.astype(np.float64)),
         descriptors=family.decode(features.descriptors),
     )
 
@@ -118,6 +143,8 @@ def find(
     descriptors: tuple[Float32Array, Float32Array],
     views: tuple[Sequence[LocalView], Sequence[LocalView]],
     options: RerankOptions,
+    *,
+    neighbours: Neighbours,
 ) -> Ways:
     """Return the first image of every query: as retrieved, re-ranked, expanded.
 
@@ -129,6 +156,8 @@ def find(
         Of the same.
     options : RerankOptions
         How candidates are checked.
+    neighbours : Neighbours
+        Which images vouch for which.
     """
     (queries, database), (query_views, image_views) = descriptors, views
     firsts: dict[str, list[int]] = {
@@ -139,10 +168,12 @@ def find(
         similarity = database @ query
         top = np.argsort(-similarity, kind="stable")[:NUM_CANDIDATES]
         begin = time.thread_time()
-        support = supporting_matches(
+        agreement = supporting_matches(
             query_views[q], [image_views[k] for k in top.tolist()], options
         )
-        order = np.argsort(-worths(similarity[top], support, options), kind="stable")
+        order = _ranked(
+            top, similarity[top], agreement, options=options, neighbours=neighbours
+        )
         seconds[q] = time.thread_time() - begin
         checked = top[order]
         firsts["retrieved"].append(int(top[0]))
@@ -151,37 +182,37 @@ def find(
         firsts["expanded"].append(int(np.argmax(database @ blind)))
         # With what passed the check, and checked again: it is known by then.
         sure = expand_query(query, database[checked[:NUM_EXPANDED]], alpha=ALPHA)
-        again = worths(np.asarray(database[top] @ sure), support, options)
-        firsts["both"].append(int(top[np.argmax(again)]))
+        again = np.asarray(database[top] @ sure)
+        order = _ranked(top, again, agreement, options=options, neighbours=neighbours)
+        firsts["both"].append(int(top[order[0]]))
     return Ways(
         first={name: np.array(found) for name, found in firsts.items()},
         seconds=seconds,
     )
 
 
-def distances(database: Sequence[RecordedImage]) -> FloatArray:
-    """Return how far database images are from each other, (K, K).
-
-    By their poses: the distance, in median distances from the median position, and the
-    angle in rad. Without poses, of a walk, by their places in it.
-    """
-    poses = [image.cam_from_world for image in database]
-    known = [pose for pose in poses if pose is not None]
-    if len(known) < len(poses):
-        place = np.arange(len(poses), dtype=np.float64)
-        return np.abs(place[:, None] - place)
-    centers = np.stack([pose.origin_in_a for pose in known])
-    R = np.stack([pose.R for pose in known])
-    off = np.linalg.norm(centers - np.median(centers, axis=0), axis=1)
-    moved = np.linalg.norm(centers[:, None] - centers, axis=2)
-    turned = rotation_angle_rad(np.einsum("aij,bkj->abik", R, R))
-    return np.asarray(moved / max(float(np.median(off)), 1e-9) + turned)
+def _ranked(
+    found: IntArray,
+    scores: Float32Array,
+    agreement: Agreement,
+    *,
+    options: RerankOptions,
+    neighbours: Neighbours,
+) -> IntArray:
+    """Return the order of candidates, the best first."""
+    worth = worths(scores, agreement.support, options)
+    places = place_worths(worth, neighbours.near(found, agreement), options)
+    return np.argsort(-places, kind="stable")
 
 
 def choose(
-    descriptors: Float32Array, views: Sequence[LocalView], distance: FloatArray
-) -> RerankOptions:
+    descriptors: Float32Array,
+    views: Sequence[LocalView],
+    poses: Sequence[Rigid3] | None,
+) -> tuple[RerankOptions, Neighbours]:
     """Return how to check candidates, chosen on held-out database images.
+
+    The first image found should be near the one that was held out.
 
     Parameters
     ----------
@@ -189,29 +220,30 @@ def choose(
         Global ones of the database images.
     views : sequence of LocalView
         Of the same.
-    distance : ndarray of shape (K, K), float64
-        See `distances`: the first image found should be near.
+    poses : sequence of Rigid3 or None
+        Of the same; None of a walk.
     """
     default = RerankOptions()
     options = [default, *(replace(default, score_weight=w) for w in SCORE_WEIGHTS)]
     lists = held_out_lists(descriptors, descriptors, views)
-    runs = np.array([found.run for found in lists], np.int64)
-    apart = distance + np.where(np.eye(len(distance), dtype=bool), np.inf, 0.0)
-    least = 0.1 * float(np.median(apart.min(axis=1))) + 1e-9
-    losses = [
-        np.log(
-            [
-                distance[
-                    found.image_idx,
-                    found.idx[np.argmax(worths(found.scores, found.support, option))],
-                ]
-                + least
-                for found in lists
-            ]
+    neighbours: Neighbours = WalkNeighbours()
+    if poses is not None:
+        neighbours = PoseNeighbours(poses, motion_of_lists(lists, poses))
+
+    def loss(found: HeldOutList, option: RerankOptions) -> float:
+        order = _ranked(
+            found.idx,
+            found.scores,
+            found.agreement,
+            options=option,
+            neighbours=neighbours,
         )
-        for option in options
-    ]
-    return options[surely_better(losses, runs)]
+        near = neighbours.near_image(found.idx[order[:1]], found.image_idx)
+        return 1.0 - float(near[0])
+
+    losses = [np.array([loss(found, option) for found in lists]) for option in options]
+    runs = np.array([found.run for found in lists], np.int64)
+    return options[surely_better(losses, runs)], neighbours
 
 
 def overlap(query: LocalView, image: LocalView) -> float:
@@ -268,14 +300,23 @@ def measure(
     }
     if places.unfit:
         return facts
-    images = [*places.queries, *places.database]
-    views = [
-        local_view(image, family) for image in track(images, f"local, {name}", progress)
-    ]
     at = len(places.queries)
+    cameras: list[CameraModel | None] = [None] * (at + len(places.database))
+    poses: list[Rigid3] | None = None
+    if places.cameras is not None:
+        of_queries, of_database = places.cameras
+        cameras = [of_queries[image.camera_id] for image in places.queries]
+        cameras += [of_database[image.camera_id] for image in places.database]
+        known = (image.cam_from_world for image in places.database)
+        poses = [pose for pose in known if pose is not None]
+    images = track([*places.queries, *places.database], f"local, {name}", progress)
+    views = [
+        local_view(image, family, camera)
+        for image, camera in zip(images, cameras, strict=True)
+    ]
     descriptors = network.describe(places, progress)
-    options = choose(descriptors[1], views[at:], distances(places.database))
-    found = find(descriptors, (views[:at], views[at:]), options)
+    options, neighbours = choose(descriptors[1], views[at:], poses)
+    found = find(descriptors, (views[:at], views[at:]), options, neighbours=neighbours)
     facts["score_weight"] = options.score_weight
     rows = np.arange(at)
     shares: dict[tuple[int, int], float] = {}

@@ -38,6 +38,8 @@ class HeldOut:
         What makes the covariances of fixes honest.
     coarse : CoarseCalibration
         Of retrieval.
+    checked : CoarseCalibration
+        Of retrieval whose findings were checked.
     interpolate : InterpolateOptions
         What serves INTERPOLATE best.
     weak_image_idx : tuple of int
@@ -49,6 +51,7 @@ class HeldOut:
     median_error: float
     fix: FixCalibration
     coarse: CoarseCalibration
+    checked: CoarseCalibration
     interpolate: InterpolateOptions = field(default_factory=InterpolateOptions)
     weak_image_idx: tuple[int, ...] = ()
 
@@ -64,7 +67,11 @@ class HeldOut:
 
 
 def calibrate(
-    run: HeldOutRun, coarse: Sequence[CoarseSample], *, keyframe_spacing: float
+    run: HeldOutRun,
+    coarse: Sequence[CoarseSample],
+    checked: Sequence[CoarseSample],
+    *,
+    keyframe_spacing: float,
 ) -> HeldOut:
     """Return what held-out frames say about a map.
 
@@ -72,8 +79,8 @@ def calibrate(
     ----------
     run : HeldOutRun
         How they were localized.
-    coarse : sequence of CoarseSample
-        How they were interpolated.
+    coarse, checked : sequence of CoarseSample
+        How they were interpolated: by retrieval alone, and when that was checked.
     keyframe_spacing : float
         Median distance between neighbouring keyframes, m.
     """
@@ -89,7 +96,8 @@ def calibrate(
         num_localized=len(fixes),
         median_error=float(np.median(errors)) if errors else float("nan"),
         fix=fit_fix_calibration([xi for xi, _ in known], [cov for _, cov in known]),
-        coarse=_coarse(coarse, keyframe_spacing),
+        coarse=calibrate_coarse(coarse, keyframe_spacing),
+        checked=calibrate_coarse(checked, keyframe_spacing),
         weak_image_idx=tuple(
             frame.image_idx
             for frame in run.frames
@@ -98,7 +106,18 @@ def calibrate(
     )
 
 
-def _coarse(samples: Sequence[CoarseSample], spacing: float) -> CoarseCalibration:
+def calibrate_coarse(
+    samples: Sequence[CoarseSample], spacing: float
+) -> CoarseCalibration:
+    """Return what makes the covariances of interpolated poses honest.
+
+    Parameters
+    ----------
+    samples : sequence of CoarseSample
+        How held-out frames were interpolated.
+    spacing : float
+        Median distance between neighbouring keyframes, m.
+    """
     own = [sample.score for sample in samples if not sample.passed_over]
     lowest = float(np.quantile(own, 0.05)) if own else 0.0
     min_score = max(0.6 * lowest, MIN_SCORE)

@@ -273,7 +273,10 @@ class Draft:
         )
         interpolate = trials.choose()
         held_out = calibrate(
-            run, trials.samples(interpolate, checked=False), keyframe_spacing=spacing
+            run,
+            trials.samples(interpolate, checked=False),
+            trials.samples(interpolate, checked=True),
+            keyframe_spacing=spacing,
         )
         return replace(held_out, interpolate=interpolate)
 
@@ -424,6 +427,7 @@ class Draft:
             retrieval_arrays={
                 **survey.retrieval_arrays,
                 **held_out.coarse.to_arrays(),
+                **held_out.checked.to_arrays(checked=True),
                 **held_out.interpolate.to_arrays(),
                 **held_out.fix.to_arrays(),
                 **self._weak_spots(held_out, kept),

@@ -13,10 +13,25 @@ from edgeloc.features.keyframe_index import KeyframeIndex
 from edgeloc.geometry.camera import normalized_from_pixels
 from edgeloc.localize.coarse import CoarseCalibration
 from edgeloc.localize.interpolate import InterpolateOptions, interpolate_pose
-from edgeloc.localize.rerank import LocalView, RerankOptions, supporting_matches
+from edgeloc.localize.rerank import (
+    Agreement,
+    LocalView,
+    RerankOptions,
+    join_agreements,
+    supporting_matches,
+)
+from edgeloc.localize.view_motion import ViewMotion
 from edgeloc.tiles.layout import KeyframeTable
-from edgeloc.types import BoolArray, Float32Array, FloatArray, IntArray, RetrievalResult
+from edgeloc.types import (
+    BoolArray,
+    Float32Array,
+    FloatArray,
+    IntArray,
+    RetrievalResult,
+    Rigid3,
+)
 from edgeloc_tools.mapping.choose import surely_better
+from edgeloc_tools.mapping.fit_motion import fit_view_motion
 from edgeloc_tools.mapping.held_out import (
     Describing,
     held_out_folds,
@@ -75,7 +90,7 @@ class HeldOutList:
         Images found, most similar first.
     scores : ndarray of shape (K,), float32
         Cosines of their global descriptors.
-    support : ndarray of shape (K,), float64
+    agreement : Agreement
         See `rerank.supporting_matches`.
     passed_over : bool
         Whether the images that look most like it were left out.
@@ -85,7 +100,7 @@ class HeldOutList:
     run: int
     idx: IntArray
     scores: Float32Array
-    support: FloatArray
+    agreement: Agreement
     passed_over: bool
 
 
@@ -143,13 +158,39 @@ def held_out_lists(
                         run=run,
                         idx=idx,
                         scores=np.asarray(scores[top], np.float32),
-                        support=supporting_matches(
+                        agreement=supporting_matches(
                             views[image_idx], [views[i] for i in idx.tolist()], options
                         ),
                         passed_over=share > 0,
                     )
                 )
     return lists
+
+
+def motion_of_lists(
+    lists: Sequence[HeldOutList], poses: Sequence[Rigid3]
+) -> ViewMotion:
+    """Return how cameras move between frames and what is found for them.
+
+    Parameters
+    ----------
+    lists : sequence of HeldOutList
+        What is found.
+    poses : sequence of Rigid3
+        ``cam_from_world`` of all images.
+    """
+    if not lists:
+        return ViewMotion()
+    ways = [
+        poses[idx] @ poses[found.image_idx].inverse()
+        for found in lists
+        for idx in found.idx.tolist()
+    ]
+    return fit_view_motion(
+        join_agreements([found.agreement for found in lists]),
+        np.stack([np.column_stack([way.R, way.t]) for way in ways]),
+        np.repeat([found.run for found in lists], [len(found.idx) for found in lists]),
+    )
 
 
 def view_of(image: MappingImage) -> LocalView:
@@ -233,7 +274,7 @@ class CoarseTrials:
                 index=self._index,
                 calibration=self._uncalibrated,
                 options=options,
-                support=found.support if checked else None,
+                agreement=found.agreement if checked else None,
             )
             errors = pose_errors(mean, self._images[found.image_idx])
             assert errors is not None, "there is no gate"
@@ -251,25 +292,21 @@ class CoarseTrials:
         """Return the options that serve the frames best.
 
         First how much similarity counts beside support, then what the answer is made
-        of; each time the default, unless something else is surely better.
+        of; each time the default, unless something else is surely better. What pictures
+        tell about the way from keyframes is seen on the frames, too.
         """
-        known: dict[InterpolateOptions, FloatArray] = {}
         chosen = InterpolateOptions()
-        chosen = self._best([chosen, *map(chosen.weighed, _SCORE_WEIGHTS)], known)
-        others = [replace(chosen, **change) for change in _FAMILIES]
-        return self._best([chosen, *others], known)
+        chosen = self._best([chosen, *map(chosen.weighed, _SCORE_WEIGHTS)])
+        if chosen.rerank is not None:
+            poses = [image.cam_from_world for image in self._images]
+            chosen = replace(chosen, motion=motion_of_lists(self._lists, poses))
+        return self._best([chosen, *(replace(chosen, **f) for f in _FAMILIES)])
 
-    def _best(
-        self,
-        options: Sequence[InterpolateOptions],
-        known: dict[InterpolateOptions, FloatArray],
-    ) -> InterpolateOptions:
+    def _best(self, options: Sequence[InterpolateOptions]) -> InterpolateOptions:
         """Return the first options, or others whose position errors are smaller."""
-        for option in options:
-            if option not in known:
-                known[option] = self._losses(option)
         runs = np.array([found.run for found in self._lists], np.int64)
-        return options[surely_better([known[option] for option in options], runs)]
+        losses = [self._losses(option) for option in options]
+        return options[surely_better(losses, runs)]
 
     def _losses(self, options: InterpolateOptions) -> FloatArray:
         """Return the logarithms of position errors, (N,)."""
