@@ -159,8 +159,8 @@ class SecondLookOptions:
         A pose with so many, which would be too few by themselves, is right
     min_surprise : float
         if what is found where it puts other landmarks is so surprising, see
-        `surprise`. Right poses show 12 and more, poses in maps of other places up
-        to 4.3.
+        `surprise`: most right poses show 12 to 70. Poses in maps of other places show
+        up to 4.3, but things that look alike upside down 11.
     """
 
     guided: GuidedOptions = field(
@@ -168,7 +168,7 @@ class SecondLookOptions:
     )
     quantile: float = 0.05
     min_witnesses: int = 5
-    min_surprise: float = 8.0
+    min_surprise: float = 15.0
 
 
 def expect(
