@@ -72,6 +72,7 @@ def test_held_out_frames_localize(site, request):
     assert held_out.num_localized >= 0.6 * held_out.num_frames
     assert held_out.median_error < 0.03
     assert 1.0 <= held_out.fix.scale < 20.0
+    assert 3.0 < held_out.nees < 12.0
     assert built.site.manifest.covariance_scale == held_out.fix.scale
     assert held_out.facts()["held_out_median_error"] == pytest.approx(
         held_out.median_error, abs=1e-6

@@ -8,6 +8,7 @@ import pytest
 from edgeloc.localize.fix import FixCalibration
 from edgeloc_tools.mapping.fix_calibration import (
     MAX_COVARIANCE_SCALE,
+    cross_validated_nees,
     fit_fix_calibration,
     held_out_runs,
 )
@@ -50,6 +51,18 @@ def test_what_was_done_to_covariances_is_found(scale, decorrelation):
     nees = mean_nees(drawn(rng, truth.applied(later)), found.applied(later))
     assert 4.5 < nees < 8.0
     assert (found.decorrelation > 0.02) == (decorrelation > 0)
+
+
+def test_frames_are_judged_by_what_the_other_folds_say():
+    """Of four equal walks all is known from the others; of an odd one it is not."""
+    rng = np.random.default_rng(5)
+    raw = coupled(rng, 120)
+    xi = drawn(rng, 9.0 * raw)
+    folds = np.repeat(np.arange(4), 30)
+    assert cross_validated_nees(xi, raw, folds) == pytest.approx(6.0, abs=1.0)
+    assert np.isnan(cross_validated_nees(xi[:30], raw[:30], folds[:30]))
+    xi[folds == 2] *= 4.0
+    assert cross_validated_nees(xi, raw, folds) > 12.0
 
 
 def test_a_few_gross_errors_change_little():

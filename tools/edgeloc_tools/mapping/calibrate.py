@@ -11,7 +11,10 @@ from edgeloc.localize.coarse import CoarseCalibration, SpreadByScore
 from edgeloc.localize.fix import FixCalibration
 from edgeloc.localize.interpolate import InterpolateOptions
 from edgeloc.types import FloatArray
-from edgeloc_tools.mapping.fix_calibration import fit_fix_calibration
+from edgeloc_tools.mapping.fix_calibration import (
+    cross_validated_nees,
+    fit_fix_calibration,
+)
 from edgeloc_tools.mapping.held_out import HeldOutRun
 from edgeloc_tools.mapping.held_out_coarse import CoarseSample
 
@@ -42,6 +45,8 @@ class HeldOut:
         Of retrieval whose findings were checked.
     interpolate : InterpolateOptions
         What serves INTERPOLATE best.
+    nees : float
+        Mean normalised squared error of fixes, see `cross_validated_nees`.
     weak_image_idx : tuple of int
         Frames that were not LOCALIZED, or further off than the next keyframe is.
     """
@@ -53,6 +58,7 @@ class HeldOut:
     coarse: CoarseCalibration
     checked: CoarseCalibration
     interpolate: InterpolateOptions = field(default_factory=InterpolateOptions)
+    nees: float = float("nan")
     weak_image_idx: tuple[int, ...] = ()
 
     def facts(self) -> dict[str, int | float]:
@@ -63,6 +69,7 @@ class HeldOut:
             "held_out_median_error": round(self.median_error, 6)
             if np.isfinite(self.median_error)
             else -1.0,
+            "held_out_nees": round(self.nees, 2) if np.isfinite(self.nees) else -1.0,
         }
 
 
@@ -87,15 +94,17 @@ def calibrate(
     fixes = [frame for frame in run.frames if frame.localized]
     errors = [frame.position_error for frame in fixes]
     known = [
-        (frame.xi, frame.covariance)
+        (frame.xi, frame.covariance, frame.fold)
         for frame in fixes
         if frame.xi is not None and frame.covariance is not None
     ]
+    xi, covariances, folds = zip(*known, strict=True) if known else ((), (), ())
     return HeldOut(
         num_frames=len(run.frames),
         num_localized=len(fixes),
         median_error=float(np.median(errors)) if errors else float("nan"),
-        fix=fit_fix_calibration([xi for xi, _ in known], [cov for _, cov in known]),
+        fix=fit_fix_calibration(xi, covariances),
+        nees=cross_validated_nees(xi, covariances, folds),
         coarse=calibrate_coarse(coarse, keyframe_spacing),
         checked=calibrate_coarse(checked, keyframe_spacing),
         weak_image_idx=tuple(

@@ -99,6 +99,39 @@ def fit_fix_calibration(
     return best
 
 
+def cross_validated_nees(
+    errors: Sequence[FloatArray],
+    covariances: Sequence[FloatArray],
+    folds: Sequence[int],
+) -> float:
+    """Return how honest calibrated covariances are of frames they were not fitted to.
+
+    The mean normalised squared error (NEES), each fold calibrated by what all others
+    say: 6 when honest, more when too sure.
+
+    Parameters
+    ----------
+    errors, covariances : sequence of ndarray of shape (6,) and (6, 6), float64
+        As `fit_fix_calibration` takes them.
+    folds : sequence of int
+        Frames of one fold were held out together.
+
+    Returns
+    -------
+    float
+        nan with fewer than two folds.
+    """
+    fold = np.asarray(folds, np.int64)
+    if len(np.unique(fold)) < 2:
+        return float("nan")
+    xi, raw = np.stack(errors), np.stack(covariances)
+    nees = np.empty(len(xi))
+    for here in (fold == number for number in np.unique(fold)):
+        calibration = fit_fix_calibration(list(xi[~here]), list(raw[~here]))
+        nees[here] = _nees(xi[here], calibration.applied(raw[here]))
+    return float(nees.mean())
+
+
 def calibrate_regress(errors: FloatArray) -> RegressCalibration:
     """Return the standard deviations that hold 90 % of some errors.
 
