@@ -18,15 +18,16 @@ _MAX_FACTOR = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpreadByScore:
-    """How the error of an interpolated pose goes with its best cosine.
+    """How the error of an interpolated pose goes with what speaks for it.
 
     ``sigma(score) = sigma * exp(slope * (middle - score))``, at most ten times more or
     less: the less a frame looks like the keyframes, the further it is away from them.
+    The score is the best cosine, or, of checked keyframes, `Agreement.evidence`.
 
     Parameters
     ----------
     middle : float
-        Cosine at which nothing changes.
+        Score at which nothing changes.
     position_slope, rotation_slope : float
         At least 0; 0 = the same at every similarity.
     """
@@ -79,7 +80,7 @@ class CoarseCalibration:
     keyframe_spacing : float
         Median distance from a keyframe to its nearest neighbour, m.
     spread : SpreadByScore
-        How both standard deviations depend on the best cosine.
+        How both standard deviations depend on what speaks for a pose.
 
     A site stores two: of retrieval alone, and of what it found when that was checked.
     """
@@ -91,7 +92,7 @@ class CoarseCalibration:
     spread: SpreadByScore = field(default_factory=SpreadByScore)
 
     def sigmas(self, score: float) -> tuple[float, float]:
-        """Return the standard deviations, m and rad, at a best cosine."""
+        """Return the standard deviations, m and rad, at a score of `spread`."""
         position, rotation = self.spread.factors(score)
         return self.position_sigma * position, self.rotation_sigma_rad * rotation
 

@@ -176,8 +176,9 @@ def interpolate_pose(
     Where the query is according to each keyframe, see `ViewMotion`, and of these poses
     those that lie together where most of them are, see `pose_mode`: their centres are
     averaged linearly, their rotations by the chordal mean. The covariance is the
-    weighted spread of these poses plus what held-out mapping frames were off by at this
-    similarity.
+    weighted spread of these poses, plus what of the turns seen was not believed, plus
+    what held-out mapping frames were off by at this evidence: the best similarity, or
+    the best support (`Agreement.evidence`).
 
     Parameters
     ----------
@@ -199,16 +200,17 @@ def interpolate_pose(
     lost = Candidate(status=PoseStatus.LOST, rung=Rung.LOST, cause=Cause.FEW_MATCHES)
     if len(retrieved) == 0 or retrieved.scores[0] < calibration.min_score:
         return lost
-    best_score = float(retrieved.scores[0])
     if options.rerank is None:
         agreement = None
+    evidence = float(retrieved.scores[0])
     best, weights = _weighed(retrieved, agreement, options)
     idx = keyframes.index_of(retrieved.keyframe_ids[best])
     centers, rotations = keyframes.centers_of(idx), keyframes.rotations_of(idx)
+    unsure_rad = np.zeros(len(best))
     if agreement is not None:
-        centers, rotations = options.motion.query_poses(
-            centers, rotations, agreement.of(best)
-        )
+        evidence, agreement = agreement.evidence, agreement.of(best)
+        centers, rotations = options.motion.query_poses(centers, rotations, agreement)
+        unsure_rad = options.motion.unsure_rad(agreement)
     near = pose_mode(
         centers,
         rotations,
@@ -238,7 +240,8 @@ def interpolate_pose(
             centers - center,
             rotations,
             weights,
-            calibration.sigmas(best_score),
+            calibration.sigmas(evidence),
+            float(weights @ unsure_rad[keep] ** 2),
         ),
     )
 
@@ -290,11 +293,12 @@ def _coarse_covariance(  # noqa: PLR0917 - one formula over five arrays
     rotations: FloatArray,
     weights: FloatArray,
     sigmas: tuple[float, float],
+    unsure: float,
 ) -> FloatArray:
-    """Return spread + (position, rotation) sigmas, as `edgeloc.types` has it."""
+    """Return spread + squared sigmas + what is unsure, as `edgeloc.types` has it."""
     position_sigma, rotation_sigma = sigmas
     angles = rotation_angle_rad(np.einsum("kij,lj->kil", rotations, R))
-    rotation_variance = float(weights @ angles**2) / 3.0
+    rotation_variance = (float(weights @ angles**2) + unsure) / 3.0
     covariance = np.zeros((6, 6))
     covariance[:3, :3] = np.eye(3) * (rotation_variance + rotation_sigma**2)
     spread = np.einsum("k,ki,kj->ij", weights, offsets, offsets)

@@ -112,6 +112,11 @@ class Agreement:
     def __len__(self) -> int:
         return len(self.support)
 
+    @property
+    def evidence(self) -> float:
+        """Logarithm of the support of the best image."""
+        return float(np.log1p(self.support.max(initial=0.0)))
+
     def of(self, idx: IntArray) -> Agreement:
         """Return the same of some of the images."""
         return Agreement(

@@ -101,6 +101,27 @@ class ViewMotion:
             keyframe_from_query.swapaxes(1, 2) @ rotations,
         )
 
+    def unsure_rad(self, agreement: Agreement) -> FloatArray:
+        """Return how far off rotations may be: by the turn seen that was not believed.
+
+        Where the cameras of a map hardly rolled, most rolls that they saw were wrong
+        matches; one that rolls for once is believed too little.
+
+        Parameters
+        ----------
+        agreement : Agreement
+            As for `query_poses`.
+
+        Returns
+        -------
+        ndarray of shape (K,), float64
+        """
+        turns, rolls = turn_and_roll(agreement.image_from_query)
+        turn = (1.0 - self.turn) * np.linalg.norm(turns, axis=1)
+        left = np.hypot(turn, (1.0 - self.roll) * rolls)
+        said = agreement.support >= MIN_SUPPORT
+        return np.where(said & (not self.still), left, 0.0)
+
 
 def turn_and_roll(b_from_a: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return rotations as a turn across the line of sight after a roll about it.

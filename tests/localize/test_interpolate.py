@@ -277,6 +277,35 @@ def test_pictures_tell_how_a_query_is_turned_and_how_far_ahead_it_is(rng):
     np.testing.assert_allclose(unsure.R, R, atol=1e-9)
 
 
+def test_turns_that_are_not_believed_make_less_sure(rng):
+    """Half of a roll of 0.8 rad; the calibration is that of the support."""
+    d = unit(rng.normal(size=(1, 16)))
+    keyframes = table([[0.0, 0, 0]], d)
+    rolled = exp_so3([0, 0, 0.8])[None]
+    calibration = replace(
+        CALIBRATION,
+        spread=SpreadByScore(middle=np.log1p(30.0), position_slope=1.0),
+    )
+    found = {
+        support: interpolate_pose(
+            query=d[0],
+            retrieved=retrieve(d[0], keyframes),
+            keyframes=keyframes,
+            index=index_of(keyframes),
+            calibration=calibration,
+            options=InterpolateOptions(motion=ViewMotion(roll=0.5)),
+            agreement=agreement([support], rolled),
+        )
+        for support in (30.0, 4.0)
+    }
+    sigmas = np.sqrt(np.diag(found[30.0].covariance))
+    np.testing.assert_allclose(sigmas[:3], np.hypot(0.05, 0.4 / np.sqrt(3)))
+    np.testing.assert_allclose(sigmas[3:], 0.1)
+    sigmas = np.sqrt(np.diag(found[4.0].covariance))
+    np.testing.assert_allclose(sigmas[:3], 0.05)
+    np.testing.assert_allclose(sigmas[3:], 0.1 * 31 / 5)
+
+
 def test_cameras_that_rolled_are_near():
     R = np.stack([np.eye(3), exp_so3([0, 0, 2.0]), exp_so3([0.5, 0, 0])])
     views = np.zeros((3, 3)), R

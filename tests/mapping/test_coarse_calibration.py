@@ -28,6 +28,7 @@ def samples_of(rng, *, slope, low=0.4):
         out.append(
             CoarseSample(
                 score=score,
+                evidence=score,
                 position_error=error,
                 rotation_error_rad=turn,
                 passed_over=not own,

@@ -133,7 +133,7 @@ def calibrate_coarse(
     # What would not be answered says nothing of answers.
     values = np.array(
         [
-            (s.score, s.position_error, s.rotation_error_rad)
+            (s.evidence, s.position_error, s.rotation_error_rad)
             for s in samples
             if not s.passed_over or s.score >= min_score
         ],
@@ -161,7 +161,7 @@ def _spread_by_score(values: FloatArray) -> SpreadByScore:
     Parameters
     ----------
     values : ndarray of shape (n, 3)
-        Best cosine, position error, rotation error.
+        Evidence, position error, rotation error.
     """
     scores = values[:, 0]
     middle = float(np.median(scores))

@@ -64,6 +64,8 @@ class CoarseSample:
     ----------
     score : float
         Cosine of the best retrieved keyframe.
+    evidence : float
+        What the errors go with, see `SpreadByScore`.
     position_error, rotation_error_rad : float
         Of the interpolated pose, m and rad.
     passed_over : bool
@@ -71,6 +73,7 @@ class CoarseSample:
     """
 
     score: float
+    evidence: float
     position_error: float
     rotation_error_rad: float
     passed_over: bool = False
@@ -266,6 +269,7 @@ class CoarseTrials:
             Whether what was found is re-ranked: as a net below other methods it is not.
         """
         samples = []
+        checked = checked and options.rerank is not None
         for found in self._lists:
             mean = interpolate_pose(
                 query=self._query_vectors[found.image_idx],
@@ -281,6 +285,9 @@ class CoarseTrials:
             samples.append(
                 CoarseSample(
                     score=float(found.scores[0]),
+                    evidence=found.agreement.evidence
+                    if checked
+                    else float(found.scores[0]),
                     position_error=errors[0],
                     rotation_error_rad=errors[1],
                     passed_over=found.passed_over,
