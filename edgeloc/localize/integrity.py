@@ -35,7 +35,7 @@ class IntegrityOptions:
         they must cover so many cells of
     region_px : float
         this size, as a share of the image's longer side. Wrong poses of moving things
-        covered up to 12, with up to 44 inliers.
+        covered up to 13, with up to 44 inliers; right ones that lie together cover 14.
     max_sigma_ratio : float
         Largest standard deviation of the camera centre, relative to the median distance
         of the inlier landmarks.
@@ -53,7 +53,7 @@ class IntegrityOptions:
     min_inlier_ratio: float = 0.03
     min_spread: float = 0.02
     compact_spread: float = 0.06
-    min_regions: int = 13
+    min_regions: int = 14
     region_px: float = 1 / 32
     max_sigma_ratio: float = 0.05
     ambiguity_ratio: float = 0.7
