@@ -35,6 +35,10 @@ from edgeloc_tools.mapping.work import Arrays, WorkFolder
 from edgeloc_tools.progress import Progress, silent, track
 
 _KEYPOINTS_AT_VGA = {"orb": 1000, "sift": 2000}
+_KEYPOINT_GROWTH = {"orb": (2.2, 2.5)}
+"""How fast their number grows with an image's area, and up to what: ORB's crowd where
+the contrast is, 1700 of them localize 65 % of GardensPoint 000-033 within 5 % of the
+unit, 2500 of them 74 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,10 +83,11 @@ class Survey:
 
 
 def default_keypoints(family: str, camera: CameraModel) -> int:
-    """Return the keypoints per image: more for larger images, up to twice as many."""
+    """Return the keypoints per image: more for larger images, up to a limit."""
     base = _KEYPOINTS_AT_VGA.get(family, 1000)
-    growth = camera.width * camera.height / (640.0 * 480.0)
-    return int(round(base * min(max(growth, 1.0), 2.0), -2))
+    rate, most = _KEYPOINT_GROWTH.get(family, (1.0, 2.0))
+    larger = max(camera.width * camera.height / (640.0 * 480.0) - 1.0, 0.0)
+    return int(round(base * min(1.0 + rate * larger, most), -2))
 
 
 def survey_recording(
