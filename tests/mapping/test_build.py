@@ -203,9 +203,11 @@ def test_inspect_tells_where_held_out_frames_failed(tmp_path, monkeypatch):
     [
         ("orb", 320, 240, 1000),
         ("orb", 640, 480, 1000),
-        ("orb", 960, 480, 1500),
-        ("orb", 1920, 1080, 2000),
+        ("orb", 960, 480, 2100),
+        ("orb", 1920, 1080, 2500),
         ("sift", 640, 480, 2000),
+        ("sift", 960, 480, 3000),
+        ("sift", 1920, 1080, 4000),
     ],
 )
 def test_larger_images_get_more_keypoints(family, width, height, expected):
