@@ -14,6 +14,7 @@ import site_fixture as room
 import torch
 
 from edgeloc.errors import ConfigError, MapError, MapModelMismatchError
+from edgeloc.geometry.camera import normalized_from_pixels
 from edgeloc.geometry.se3 import exp_so3
 from edgeloc.inference.backend import BackendOptions
 from edgeloc.inference.head import open_head
@@ -24,7 +25,7 @@ from edgeloc.tiles.reader import open_site, verify_site
 from edgeloc.types import PoseStatus, Rigid3, Rung
 from edgeloc_tools.cli.build import main as build_main
 from edgeloc_tools.learn.pose_landmarks import place_by_poses
-from edgeloc_tools.learn.pose_views import MoveOptions, moved_view
+from edgeloc_tools.learn.pose_views import MoveOptions, depth_of_points, moved_view
 from edgeloc_tools.learn.regress_session import train_regress_head
 from edgeloc_tools.learn.scene_head import SceneHead, choose_prototypes, scene_graph
 from edgeloc_tools.learn.scene_session import train_scene_head
@@ -43,7 +44,7 @@ from edgeloc_tools.mapping.work import WorkFolder
 CPU = BackendOptions(backend="ort-cpu")
 VIEWS = SiteViewOptions(count=1)
 QUICK = SceneRecipe(steps=12, batch=128, views=VIEWS, checkpoint_every=4)
-COARSE = RegressRecipe(views=2, steps=150, batch=32, width=48)
+COARSE = RegressRecipe(views=2, min_views=0, steps=150, batch=32, width=48)
 
 
 def copied(site: room.BuiltSite, folder: Path) -> Path:
@@ -401,3 +402,25 @@ def test_wrong_options_are_one_line(arguments, message, capsys, tmp_path, monkey
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_depth_between_points_of_a_plane_is_that_of_the_plane(rng):
+    """A wall that recedes to the right: exact between points, in inverse depth."""
+    camera = room.CAMERA
+    pixels = rng.uniform(0, [camera.width, camera.height], (80, 2))
+    plane = normalized_from_pixels(camera, pixels)
+    depth = 4.0 / (1.0 - 0.3 * plane[:, 0])
+    in_cam = np.column_stack([plane, np.ones(80)]) * depth[:, None]
+    found = depth_of_points(in_cam, camera)
+    assert found.shape == (camera.height, camera.width)
+    rows, cols = camera.height // 2, np.array([camera.width // 3, camera.width // 2])
+    middle = normalized_from_pixels(
+        camera, np.column_stack([cols + 0.5, np.full(2, rows + 0.5)])
+    )
+    expected = 4.0 / (1.0 - 0.3 * middle[:, 0])
+    np.testing.assert_allclose(found[rows, cols], expected, rtol=1e-3)
+    # Beyond the outermost points as at the nearest of them.
+    assert in_cam[:, 2].min() <= found.min() * 1.0001
+    assert found.max() <= in_cam[:, 2].max() * 1.0001
+    assert depth_of_points(in_cam[:20], camera) is None
+    assert depth_of_points(-in_cam, camera) is None

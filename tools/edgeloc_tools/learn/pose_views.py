@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from scipy.interpolate import griddata
 
 from edgeloc.geometry.camera import normalized_from_pixels, project
 from edgeloc.geometry.se3 import exp_so3, log_so3
@@ -14,12 +15,15 @@ from edgeloc.types import (
     ByteArray,
     CameraModel,
     Float32Array,
+    FloatArray,
     Rigid3,
 )
 
 _MIN_SEEN = 0.35
 """Of a synthesized view: with less there is more guess than picture."""
 _ATTEMPTS = 8
+_MIN_POINTS, _GRID_PX = 30, 8
+"""Of depth between points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +131,40 @@ def moved_view(
                 grey=picture, seen=seen, cam_from_world=motion @ cam_from_world
             )
     return found
+
+
+def depth_of_points(in_cam: FloatArray, camera: CameraModel) -> Float32Array | None:
+    """Return the depth of a picture between the few points where it is known.
+
+    Linear in inverse depth over the triangles of a Delaunay triangulation, as planes
+    are; outside of these as at the nearest point.
+
+    Parameters
+    ----------
+    in_cam : ndarray of shape (N, 3), float64
+        Points that the picture shows, in the camera, m.
+    camera : CameraModel
+        PINHOLE.
+
+    Returns
+    -------
+    ndarray of shape (H, W), float32, or None
+        Along z, m; None with too few points.
+    """
+    pixels, in_front = project(camera, in_cam)
+    limit = np.array([camera.width, camera.height])
+    inside = in_front & np.all((pixels > 0) & (pixels < limit), axis=1)
+    at, inverse = pixels[inside], 1.0 / in_cam[inside, 2]
+    if len(at) < _MIN_POINTS:
+        return None
+    # A coarse grid says all there is to say.
+    x, y = (np.arange(0.5 * _GRID_PX, size, _GRID_PX) for size in limit)
+    grid = np.stack(np.meshgrid(x, y), axis=-1)
+    between = griddata(at, inverse, grid, method="linear")
+    beyond = griddata(at, inverse, grid, method="nearest")
+    coarse = np.where(np.isfinite(between), between, beyond).astype(np.float32)
+    size = camera.width, camera.height
+    return 1.0 / np.asarray(cv2.resize(coarse, size), np.float32)
 
 
 def _filled(depth: Float32Array) -> Float32Array | None:

@@ -22,13 +22,14 @@ from edgeloc.localize.regress import rotation_from_six
 from edgeloc.runtime.site_models import open_site_family
 from edgeloc.tiles.add_models import add_models
 from edgeloc.tiles.reader import Site, open_site
-from edgeloc.types import BoolArray, CameraModel, FloatArray
+from edgeloc.types import BoolArray, CameraModel, Float32Array, FloatArray
 from edgeloc_tools.datasets.recording import RecordedImage, Recording
 from edgeloc_tools.learn.card import write_card
 from edgeloc_tools.learn.export import LICENSE
 from edgeloc_tools.learn.head_models import HeadFiles, site_model, write_head
 from edgeloc_tools.learn.photometric import change_picture
-from edgeloc_tools.learn.pose_views import moved_view
+from edgeloc_tools.learn.pose_views import depth_of_points, moved_view
+from edgeloc_tools.learn.site_views import SeenLandmarks
 from edgeloc_tools.learn.train_loop import LOG
 from edgeloc_tools.learn.train_regress import (
     FLOAT_LAYERS,
@@ -168,9 +169,10 @@ def draw_pose_samples(
     Parameters
     ----------
     recording : Recording
-        With poses; where there is depth, views move, and only turn elsewhere.
+        With poses; where there is depth, views move, and only turn elsewhere. Depth is
+        what was measured, else what the landmarks of an image tell.
     site : Site
-        Whose features they are described with.
+        Whose features they are described with, and whose landmarks they see.
     family : FeatureFamily
         These features.
     recipe : RegressRecipe
@@ -188,6 +190,8 @@ def draw_pose_samples(
             f"{recording.name}: has {len(images)} posed images, at least {_NUM_RUNS} "
             "are needed to learn from"
         )
+    views = max(recipe.views, -(-recipe.min_views // len(images)))
+    landmarks = SeenLandmarks(site)
     parts: list[Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]] = []
     for idx, image in enumerate(images):
         camera = recording.cameras[image.camera_id]
@@ -195,17 +199,23 @@ def draw_pose_samples(
         def make(
             image: RecordedImage = image, camera: CameraModel = camera, idx: int = idx
         ) -> Arrays:
-            rng = np.random.default_rng([recipe.seed, idx])
             return _views_of(
-                image, camera, site, family, recipe=recipe, extent=extent, rng=rng
+                image,
+                camera,
+                landmarks,
+                family,
+                views=views,
+                recipe=recipe,
+                extent=extent,
+                rng=np.random.default_rng([recipe.seed, idx]),
             )
 
         key = {
-            "step": "pose views",
+            "step": "pose views, depth of landmarks",
             "map": site.manifest.map_id,
             "recording": recording.name,
             "image": image.name,
-            "views": [recipe.views, recipe.strength, recipe.columns, recipe.rows],
+            "views": [views, recipe.strength, recipe.columns, recipe.rows],
             "move": asdict(recipe.move),
             "extent": list(extent),
             "seed": [recipe.seed, idx],
@@ -229,24 +239,30 @@ def draw_pose_samples(
 def _views_of(
     image: RecordedImage,
     camera: CameraModel,
-    site: Site,
+    landmarks: SeenLandmarks,
     family: FeatureFamily,
     *,
+    views: int,
     recipe: RegressRecipe,
     extent: tuple[float, float],
     rng: np.random.Generator,
 ) -> Arrays:
     assert image.cam_from_world is not None
     grey, pinhole = undistort_image(camera, to_grey(image.source.read()))
-    depth = None if image.depth is None else depth_in_camera(image.depth, pinhole)
-    spec = site.manifest.family
-    views, poses = [], []
-    for number in range(recipe.views + 1):
+    depth: Float32Array | None = None
+    if image.depth is not None:
+        depth = depth_in_camera(image.depth, pinhole).astype(np.float32)
+    elif (seen := landmarks.seen_from(image.cam_from_world)) is not None:
+        in_cam = image.cam_from_world.transform(seen.points3D)
+        depth = depth_of_points(in_cam, pinhole)
+    spec = landmarks.site.manifest.family
+    pooled, poses = [], []
+    for number in range(views + 1):
         picture, pose, mask = grey, image.cam_from_world, None
         if number:
             moved = moved_view(
                 grey,
-                None if depth is None else depth.astype(np.float32),
+                depth,
                 pinhole,
                 image.cam_from_world,
                 options=recipe.move,
@@ -264,7 +280,7 @@ def _views_of(
             max_side_px=spec.max_side_px,
             mask=mask,
         )
-        views.append(
+        pooled.append(
             pooled_view(
                 features.keypoints,
                 family.decode(features.descriptors),
@@ -275,7 +291,7 @@ def _views_of(
         )
         poses.append(pose)
     return {
-        "views": np.stack(views).astype(np.float16),
+        "views": np.stack(pooled).astype(np.float16),
         "R": np.stack([pose.R for pose in poses]),
         "center": np.stack([pose.origin_in_a for pose in poses]),
     }

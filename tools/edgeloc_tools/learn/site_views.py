@@ -169,7 +169,7 @@ def draw_views(
     """
     work = work or WorkFolder(None)
     images = tuple(recording.posed().images)
-    landmarks = _Landmarks(site)
+    landmarks = SeenLandmarks(site)
     views: list[SiteView] = []
     num_known = 0
     for idx, image in enumerate(images):
@@ -210,11 +210,17 @@ def draw_views(
     return SiteViews(images=images, cameras=recording.cameras, views=tuple(views))
 
 
-class _Landmarks:
-    """The landmarks that mapping images see, found by their poses."""
+class SeenLandmarks:
+    """The landmarks that mapping images see, found by their poses.
+
+    Parameters
+    ----------
+    site : Site
+        Opened site.
+    """
 
     def __init__(self, site: Site) -> None:
-        self._site = site
+        self.site = site
         self._tiles: dict[int, Tile] = {
             i: site.read_tile(i) for i in range(len(site.tiles))
         }
@@ -224,16 +230,14 @@ class _Landmarks:
 
     def seen_from(self, pose: Rigid3) -> LocalMap | None:
         """Return what the keyframe of that pose sees; None without such a keyframe."""
-        keyframes = self._site.keyframes
+        keyframes = self.site.keyframes
         _, idx = self._tree.query(pose.origin_in_a, distance_upper_bound=self._near)
         if idx >= len(keyframes):
             return None
         [R] = keyframes.rotations_of(np.array([idx]))
         if np.linalg.norm(R - pose.R) > 2 * _SAME_POSE_RAD:
             return None
-        return assemble_local_map(
-            self._tiles, self._site, keyframes.keyframe_ids[[idx]]
-        )
+        return assemble_local_map(self._tiles, self.site, keyframes.keyframe_ids[[idx]])
 
 
 def _homographies(

@@ -33,8 +33,9 @@ class RegressRecipe:
         Of the grid over which descriptors are averaged.
     width : int
         Of the hidden layers.
-    views : int
-        Synthesized views of each image.
+    views, min_views : int
+        Synthesized views of each image, more where there are so few images that all
+        views together would be fewer than `min_views`.
     move : MoveOptions
         How far away they are.
     strength : float
@@ -62,6 +63,7 @@ class RegressRecipe:
     rows: int = 6
     width: int = 160
     views: int = 6
+    min_views: int = 96
     move: MoveOptions = field(default_factory=MoveOptions)
     strength: float = 0.4
     dropout: float = 0.15
