@@ -345,7 +345,7 @@ HEADER = (
     "25 cm, 2°",
     "1 % of extent, 2°",
     "wrong but confident",
-    "NEES",
+    "median NEES",
     "p50 / p95 ms",
     "map MB",
 )
