@@ -160,7 +160,7 @@ class SecondLookOptions:
     min_surprise : float
         if what is found where it puts other landmarks is so surprising, see
         `surprise`: most right poses show 12 to 70. Poses in maps of other places show
-        up to 4.3, but things that look alike upside down 11.
+        up to 4.3, but things that look alike upside down 11 to 13.
     """
 
     guided: GuidedOptions = field(

@@ -92,7 +92,7 @@ class StructureMethod:
         rounds = [retrieved]
         if options.num_first < len(retrieved):
             rounds.insert(0, retrieved.best(options.num_first))
-        candidate = LOST
+        best = LOST
         try:
             for keyframes in rounds:
                 candidate = self._match_and_solve(
@@ -103,16 +103,23 @@ class StructureMethod:
                     setting=attempt.setting,
                     vertical=vertical,
                 )
+                # What fewer keyframes said is no worse for what more do not find.
                 if (
-                    candidate.status is PoseStatus.LOCALIZED
-                    and candidate.num_inliers >= options.num_enough
+                    best.status is not PoseStatus.LOCALIZED
+                    or candidate.status is PoseStatus.LOCALIZED
+                    or candidate.cause is Cause.AMBIGUOUS
+                ):
+                    best = candidate
+                if (
+                    best.status is PoseStatus.LOCALIZED
+                    and best.num_inliers >= options.num_enough
                 ):
                     break
         except TileMissingError:
             return replace(LOST, cause=Cause.TILE_MISSING)
         except TileFormatError:
             return replace(LOST, cause=Cause.TILE_CORRUPT)
-        return candidate
+        return best
 
     def _match_and_solve(
         self,
