@@ -71,6 +71,9 @@ class Candidate:
     first : Candidate or None
         What the answer was before landmarks were looked for where it puts them: matches
         that were found without a pose. None where those are `matches`.
+    confirmed : bool
+        Whether landmarks that had no part in the pose speak for it beyond chance: asked
+        only where its matches do not carry it alone.
     agreement : (int, int) or None
         Features of the frame that were matched, and those that agree with the pose, of
         methods without 2D-3D matches.
@@ -87,6 +90,7 @@ class Candidate:
     point_sigmas: Float32Array | None = None
     pixel_sigmas: Float32Array | None = None
     first: Candidate | None = None
+    confirmed: bool = False
     agreement: tuple[int, int] | None = None
 
     @property

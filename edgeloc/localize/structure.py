@@ -208,7 +208,8 @@ def relocalize(
         rejected = replace(
             LOST, cause=Cause.FEW_INLIERS, matches=matches, inlier_mask=mask
         )
-    if not sound:
+    confirmed = not sound
+    if confirmed:
         looked_at = [_confirmed(found, query, options, weigh) for found in weak]
         sound = [found for found in looked_at if found is not None]
     if not sound:
@@ -231,7 +232,7 @@ def relocalize(
     if best.first is None:
         return fix
     first = _told(best.first, query.camera, calibration, options.integrity)
-    return replace(fix, first=first)
+    return replace(fix, first=first, confirmed=confirmed)
 
 
 def _stands(

@@ -103,9 +103,9 @@ class StructureMethod:
                     setting=attempt.setting,
                     vertical=vertical,
                 )
-                # What fewer keyframes said is no worse for what more do not find.
+                # A pose that only matches speak for must be found among more, too.
                 if (
-                    best.status is not PoseStatus.LOCALIZED
+                    not best.confirmed
                     or candidate.status is PoseStatus.LOCALIZED
                     or candidate.cause is Cause.AMBIGUOUS
                 ):

@@ -471,6 +471,7 @@ def test_things_that_look_alike_are_told_apart_at_a_second_look(rng):
     twice = localize(query, place)
     assert once.status is twice.status is PoseStatus.LOCALIZED
     assert once.num_inliers < 100 < 140 < twice.num_inliers
+    assert not twice.confirmed
     assert max(error_of(twice)) < 0.01
     assert np.trace(twice.covariance) < np.trace(once.covariance)
 
@@ -485,6 +486,7 @@ def test_few_matches_are_enough_where_other_landmarks_confirm_them(rng):
     confirmed = localize(query, place)
     assert confirmed.status is PoseStatus.LOCALIZED
     assert confirmed.num_inliers > 90
+    assert confirmed.confirmed
     assert max(error_of(confirmed)) < 0.01
 
 

@@ -44,8 +44,10 @@ AMBIGUOUS = replace(LOST, cause=Cause.AMBIGUOUS)
         ([fix(100), fix(200)], 0, 1),
         ([fix(20), fix(40)], 1, 2),
         ([FEW, fix(40)], 1, 2),
-        ([fix(20), FEW], 0, 2),
-        ([fix(20), AMBIGUOUS], 1, 2),
+        ([fix(20), FEW], 1, 2),
+        ([replace(fix(20), confirmed=True), FEW], 0, 2),
+        ([replace(fix(20), confirmed=True), fix(18)], 1, 2),
+        ([replace(fix(20), confirmed=True), AMBIGUOUS], 1, 2),
         ([FEW, AMBIGUOUS], 1, 2),
     ],
 )
