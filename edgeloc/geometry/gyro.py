@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeloc.geometry.se3 import skew
+from edgeloc.geometry.se3 import exp_so3_rows
 from edgeloc.types import FloatArray, IntArray
 
 _NS_PER_S = 1e9
@@ -70,7 +70,7 @@ def integrate_rates(
     steps_s = np.diff(nodes_s)
     # The world turns about the axes the other way round.
     angles = -0.5 * (rates[1:] + rates[:-1]) * steps_s[:, None]
-    pieces = _rotations(angles)
+    pieces = exp_so3_rows(angles)
     R, by_bias = np.eye(3), np.zeros((3, 3))
     for piece, step_s in zip(pieces, steps_s, strict=True):
         R, by_bias = piece @ R, piece @ by_bias + step_s * np.eye(3)
@@ -80,12 +80,3 @@ def integrate_rates(
         angle_rad=float(np.linalg.norm(angles, axis=1).sum()),
         last_rate_rad_s=rates[-1],
     )
-
-
-def _rotations(omegas_rad: FloatArray) -> FloatArray:
-    """Return rotation matrices of rotation vectors, (N, 3, 3): Rodrigues' formula."""
-    angles = np.linalg.norm(omegas_rad, axis=1)[:, None, None]
-    w = skew(omegas_rad)
-    # sinc(x) is sin(pi x) / (pi x), and 1 at 0.
-    half = np.sinc(angles / (2.0 * np.pi))
-    return np.asarray(np.eye(3) + np.sinc(angles / np.pi) * w + 0.5 * half**2 * (w @ w))

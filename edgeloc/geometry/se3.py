@@ -91,6 +91,25 @@ def exp_so3(omega_rad: npt.ArrayLike) -> FloatArray:
     return np.eye(3) + a * w + b * (w @ w)
 
 
+def exp_so3_rows(omegas_rad: FloatArray) -> FloatArray:
+    """Return the rotation matrices of rotation vectors.
+
+    Parameters
+    ----------
+    omegas_rad : ndarray of shape (N, 3), float64
+        Axes times angles.
+
+    Returns
+    -------
+    ndarray of shape (N, 3, 3), float64
+    """
+    angles = np.linalg.norm(omegas_rad, axis=1)[:, None, None]
+    w = skew(omegas_rad)
+    # sinc(x) is sin(pi x) / (pi x), and 1 at 0.
+    half = np.sinc(angles / (2.0 * np.pi))
+    return np.asarray(np.eye(3) + np.sinc(angles / np.pi) * w + 0.5 * half**2 * (w @ w))
+
+
 def log_so3(R: npt.ArrayLike) -> FloatArray:
     """Return the rotation vector of a rotation matrix, angle in [0, pi].
 

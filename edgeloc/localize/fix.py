@@ -105,7 +105,7 @@ def dependence(
     Inliers on one spot share their errors, so that a covariance that counts each of
     them is too small by this factor.
     """
-    independent = witnesses(result, matches, camera, options)
+    independent = witnesses(result, matches, camera, options.cell_px)
     return max(result.num_inliers / max(independent, 1), 1.0)
 
 

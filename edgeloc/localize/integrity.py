@@ -94,7 +94,7 @@ def witnesses(
     result: PnpResult,
     matches: Matches2D3D,
     camera: CameraModel,
-    options: IntegrityOptions,
+    cell: float,
 ) -> int:
     """Return how many witnesses a pose has, see `count_witnesses`.
 
@@ -106,13 +106,14 @@ def witnesses(
         What it was computed from.
     camera : CameraModel
         Intrinsics.
-    options : IntegrityOptions
-        What makes two inliers one witness.
+    cell : float
+        Size of a cell, as a share of the image's longer side.
     """
     mask = result.inlier_mask
-    cell_px = options.cell_px * max(camera.width, camera.height)
     return count_witnesses(
-        matches.points2D[mask], matches.point3D_ids[mask], cell_px=cell_px
+        matches.points2D[mask],
+        matches.point3D_ids[mask],
+        cell_px=cell * max(camera.width, camera.height),
     )
 
 
@@ -152,17 +153,15 @@ def is_sound(
         Gates.
     """
     mask = result.inlier_mask
-    points2D = matches.points2D[mask]
     wanted = max(options.min_inliers, options.min_inlier_ratio * len(matches))
-    if witnesses(result, matches, camera, options) < wanted:
+    if witnesses(result, matches, camera, options.cell_px) < wanted:
         return False
-    spread = relative_spread(points2D, camera)
+    spread = relative_spread(matches.points2D[mask], camera)
     if spread < options.min_spread:
         return False
     if spread < options.compact_spread:
-        region_px = options.region_px * max(camera.width, camera.height)
-        ids = matches.point3D_ids[mask]
-        if count_witnesses(points2D, ids, cell_px=region_px) < options.min_regions:
+        regions = witnesses(result, matches, camera, options.region_px)
+        if regions < options.min_regions:
             return False
     in_cam = result.cam_from_world.transform(matches.points3D[mask])
     distance = float(np.median(np.linalg.norm(in_cam, axis=1)))

@@ -171,9 +171,23 @@ class SecondLookOptions:
     min_surprise: float = 15.0
 
 
-def expect(
-    found: Hypothesis, query: Query, options: SecondLookOptions
-) -> tuple[Expected, GuidedOptions]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sight:
+    """What a camera at a pose should see.
+
+    Parameters
+    ----------
+    expected : Expected
+        Landmarks, and where they should be.
+    guided : GuidedOptions
+        What counts as found there.
+    """
+
+    expected: Expected
+    guided: GuidedOptions
+
+
+def expect(found: Hypothesis, query: Query, options: SecondLookOptions) -> Sight:
     """Return where the landmarks of a pose should be, and what counts as found there.
 
     Parameters
@@ -201,12 +215,12 @@ def expect(
     inliers = found.inliers()
     usual = found.similarity[inliers.point_idx, inliers.query_idx]
     least = float(np.quantile(usual, options.quantile))
-    return expected, replace(options.guided, min_similarity=least)
+    return Sight(
+        expected=expected, guided=replace(options.guided, min_similarity=least)
+    )
 
 
-def surprise(
-    found: Hypothesis, query: Query, options: SecondLookOptions, *, cell_px: float
-) -> float:
+def surprise(found: Hypothesis, query: Query, sight: Sight, *, cell_px: float) -> float:
     """Return how much more than chance speaks for a pose besides its own inliers.
 
     Landmarks and features that had no part in the pose are compared where it puts them,
@@ -218,8 +232,8 @@ def surprise(
         The pose.
     query : Query
         The frame.
-    options : SecondLookOptions
-        How to look.
+    sight : Sight
+        From its pose.
     cell_px : float
         Features nearer to each other are one witness.
 
@@ -235,7 +249,7 @@ def surprise(
        between two images", IJCV 2004, from which the idea is: a pose is meaningful when
        chance does not explain what agrees with it. Chance is measured here.
     """
-    expected, guided = expect(found, query, options)
+    expected = sight.expected
     inliers = found.inliers()
     new = ~np.isin(expected.point_idx, inliers.point_idx)
     expected = Expected(
@@ -253,7 +267,7 @@ def surprise(
             replace(expected, pixels=expected.pixels + offset),
             keypoints=keypoints,
             similarity=similarity,
-            options=guided,
+            options=sight.guided,
         )
         return count_witnesses(
             keypoints[feature_idx].astype(np.float64),
@@ -271,8 +285,8 @@ def surprise(
 def look_again(
     found: Hypothesis,
     query: Query,
+    sight: Sight,
     *,
-    options: SecondLookOptions,
     pnp: PnpOptions,
     weigh: Callable[[IntArray], Float32Array] | None,
 ) -> Hypothesis:
@@ -287,8 +301,8 @@ def look_again(
         The first pose.
     query : Query
         The frame.
-    options : SecondLookOptions
-        How to look.
+    sight : Sight
+        From its pose.
     pnp : PnpOptions
         How the pose is estimated.
     weigh : callable or None
@@ -299,12 +313,11 @@ def look_again(
     Hypothesis
         `found` itself when there is nothing to add.
     """
-    expected, guided = expect(found, query, options)
     query_idx, point_idx, scores = match_similar(
-        expected,
+        sight.expected,
         keypoints=query.features.keypoints,
         similarity=found.similarity,
-        options=guided,
+        options=sight.guided,
     )
     beside = Pairs(query_idx=query_idx, point_idx=point_idx, scores=scores)
     pairs = beside.weighed(found.local_map, weigh).joined(found.inliers())

@@ -27,6 +27,7 @@ from edgeloc.localize.second_look import (
     Hypothesis,
     Pairs,
     SecondLookOptions,
+    expect,
     look_again,
     surprise,
 )
@@ -227,7 +228,8 @@ def relocalize(
             inlier_mask=best.result.inlier_mask,
         )
     if look is not None:
-        best = look_again(best, query, options=look, pnp=options.pnp, weigh=weigh)
+        sight = expect(best, query, look)
+        best = look_again(best, query, sight, pnp=options.pnp, weigh=weigh)
     fix = _told(best, query.camera, calibration, options.integrity)
     if best.first is None:
         return fix
@@ -261,14 +263,14 @@ def _confirmed(
     look, integrity, camera = options.second_look, options.integrity, query.camera
     if look is None:
         return None
-    few = witnesses(found.result, found.matches, camera, integrity)
-    cell_px = integrity.cell_px * max(camera.width, camera.height)
-    if (
-        few < look.min_witnesses
-        or surprise(found, query, look, cell_px=cell_px) < look.min_surprise
-    ):
+    few = witnesses(found.result, found.matches, camera, integrity.cell_px)
+    if few < look.min_witnesses:
         return None
-    again = look_again(found, query, options=look, pnp=options.pnp, weigh=weigh)
+    sight = expect(found, query, look)
+    cell_px = integrity.cell_px * max(camera.width, camera.height)
+    if surprise(found, query, sight, cell_px=cell_px) < look.min_surprise:
+        return None
+    again = look_again(found, query, sight, pnp=options.pnp, weigh=weigh)
     # What has moved confirms itself.
     points2D = again.matches.points2D[again.result.inlier_mask]
     if relative_spread(points2D, camera) < integrity.compact_spread:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeloc.geometry.se3 import skew
+from edgeloc.geometry.se3 import exp_so3_rows
 from edgeloc.localize.rerank import Agreement
 from edgeloc.types import Float32Array, FloatArray
 
@@ -152,11 +152,7 @@ def turn_and_roll(b_from_a: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 def _rotations(turns: FloatArray, rolls: FloatArray) -> FloatArray:
     """Return the rotations that `turn_and_roll` was given."""
-    axes = np.column_stack([turns, np.zeros(len(turns))])
-    angle = np.linalg.norm(axes, axis=1)[:, None, None]
-    w = skew(axes / np.maximum(angle[:, 0], 1e-12))
-    turned = np.eye(3) + np.sin(angle) * w + (1.0 - np.cos(angle)) * (w @ w)
-    rolled = np.repeat(np.eye(3)[None], len(rolls), axis=0)
-    rolled[:, 0, 0] = rolled[:, 1, 1] = np.cos(rolls)
-    rolled[:, 1, 0], rolled[:, 0, 1] = np.sin(rolls), -np.sin(rolls)
+    still = np.zeros(len(rolls))
+    turned = exp_so3_rows(np.column_stack([turns, still]))
+    rolled = exp_so3_rows(np.column_stack([still, still, rolls]))
     return np.asarray(turned @ rolled)

@@ -24,7 +24,7 @@ from edgeloc.clock import Clock
 from edgeloc.geometry.gyro import Turn, integrate_rates
 from edgeloc.geometry.se3 import adjoint, log_se3, log_so3
 from edgeloc.localize.candidate import Candidate
-from edgeloc.runtime.motion_update import CHI2_3_Q999, CHI2_6_Q999
+from edgeloc.runtime.motion_update import CHI2_3_Q999, CHI2_6_Q999, updated
 from edgeloc.runtime.sensed_motion import (
     UNKNOWN_VARIANCE,
     RelativeMotion,
@@ -297,18 +297,15 @@ class _Gyro(_Sensor):
         self._off = log_so3(newer_from_older.R @ self._R.T)
         self._off_noise = covariance[:3, :3] + np.eye(3) * self._noise
         by_bias = self._by_bias
-        self._scatter = by_bias @ self.bias_covariance @ by_bias.T + self._off_noise
-        distance2 = self._off @ np.linalg.solve(self._scatter, self._off)
+        scatter = by_bias @ self.bias_covariance @ by_bias.T + self._off_noise
+        distance2 = self._off @ np.linalg.solve(scatter, self._off)
         return float(distance2) <= CHI2_3_Q999
 
     def _learn(self) -> None:
-        by_bias, covariance = self._by_bias, self.bias_covariance
-        gain = np.linalg.solve(self._scatter, by_bias @ covariance).T
-        keep = np.eye(3) - gain @ by_bias
-        self.bias_rad_s = self.bias_rad_s + gain @ self._off
-        self.bias_covariance = (
-            keep @ covariance @ keep.T + gain @ self._off_noise @ gain.T
+        change, self.bias_covariance, _ = updated(
+            self.bias_covariance, self._by_bias, self._off, self._off_noise
         )
+        self.bias_rad_s = self.bias_rad_s + change
 
 
 class EgoMotion:

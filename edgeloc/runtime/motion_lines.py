@@ -111,8 +111,7 @@ def parse_trajectory_line(line: bytes) -> tuple[int, Rigid3]:
     """
     words = _numbers(line, 8)
     (time_s,) = _floats(words[:1], _MAX_TIME_NS / _NS_PER_S)
-    t = _floats(words[1:4], _MAX_WAY_M)
-    return round(time_s * _NS_PER_S), rigid_from_quat(_unit_wxyz(words[4:]), t)
+    return round(time_s * _NS_PER_S), parse_transform(words[1:])
 
 
 def _unit_wxyz(words: list[str]) -> FloatArray:
@@ -132,7 +131,8 @@ def parse_transform(words: list[str]) -> Rigid3:
     """
     if len(words) != 7:
         raise LineError(f"has {len(words)} numbers, expected 7")
-    return rigid_from_quat(_unit_wxyz(words[3:]), _floats(words[:3], _MAX_WAY_M))
+    t = _floats(words[:3], _MAX_WAY_M)
+    return rigid_from_quat(_unit_wxyz(words[3:]), t)
 
 
 class LineCounter(Generic[_Value]):

@@ -13,6 +13,7 @@ from edgeloc.geometry.se3 import (
     adjoint,
     exp_se3,
     exp_so3,
+    exp_so3_rows,
     log_se3,
     log_so3,
     mean_rotation,
@@ -156,3 +157,10 @@ def test_mean_rotation_lies_between_and_follows_the_weights():
     pair = np.stack([centre @ exp_so3(tilt), centre @ exp_so3(-tilt)])
     np.testing.assert_allclose(mean_rotation(pair), centre, atol=1e-12)
     np.testing.assert_allclose(mean_rotation(pair, [1.0, 0.0]), pair[0], atol=1e-12)
+
+
+def test_rows_of_rotation_vectors_are_those_one_by_one(rng):
+    omegas = rng.normal(size=(20, 3)) * np.geomspace(1e-9, 3.0, 20)[:, None]
+    omegas[0] = 0.0
+    alone = np.stack([exp_so3(omega) for omega in omegas])
+    np.testing.assert_allclose(exp_so3_rows(omegas), alone, atol=1e-14)

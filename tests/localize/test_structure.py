@@ -25,6 +25,7 @@ from edgeloc.localize.second_look import (
     Hypothesis,
     Pairs,
     SecondLookOptions,
+    expect,
     surprise,
 )
 from edgeloc.localize.structure import (
@@ -526,7 +527,8 @@ def test_chance_is_no_surprise(rng):
             visible=place.visible,
             centers=place.centers,
         )
-        return surprise(found, query, SecondLookOptions(), cell_px=10.0)
+        sight = expect(found, query, SecondLookOptions())
+        return surprise(found, query, sight, cell_px=10.0)
 
     assert surprise_of(query) > 50
     pixels = query.features.keypoints.copy()

@@ -38,7 +38,7 @@ _KEYPOINTS_AT_VGA = {"orb": 1000, "sift": 2000}
 _KEYPOINT_GROWTH = {"orb": (2.2, 2.5)}
 """How fast their number grows with an image's area, and up to what: ORB's crowd where
 the contrast is, 1700 of them localize 65 % of GardensPoint 000-033 within 5 % of the
-unit, 2500 of them 74 %."""
+unit, 2500 of them 71 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
